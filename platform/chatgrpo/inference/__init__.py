@@ -1,0 +1,1 @@
+"""Letting the policy speak, for rollouts and for chat alike."""

@@ -1,0 +1,1 @@
+"""Engine x environment -> Episode, Group."""

@@ -1,0 +1,172 @@
+"""One training job as data: the same object in a YAML file and in an HTTP request. Free of torch and ray.
+
+Names follow TRL's GRPOConfig where the idea is the same.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from chatgrpo.config import Strict
+from chatgrpo.environments.config import EnvironmentConfig, ReasoningGymConfig
+from chatgrpo.rewards.config import RewardConfig, VerifierReward
+
+
+def _verifier_alone() -> list[RewardConfig]:
+    return [VerifierReward()]
+
+
+LossType = Literal["grpo", "dr_grpo", "dapo", "bnpo", "gspo", "cispo", "sapo"]
+
+
+class LoraConfig(Strict):
+    """Low-rank adapters (peft). The base model with the adapter off is the KL reference."""
+
+    r: int = Field(16, ge=1, description="Rank.")
+    alpha: int = Field(32, ge=1, description="Scale is alpha / r.")
+    dropout: float = Field(0.0, ge=0, le=0, description="Only 0: dropout would make sampler and learner disagree.")
+    target_modules: Literal["all-linear"] | list[str] = Field("all-linear", description="Layers that get an adapter.")
+
+
+class EarlyStopping(Strict):
+    """Ends a run whose held-out reward no longer rises."""
+
+    patience: int = Field(5, ge=1, description="Evaluations without improvement before the run ends.")
+    min_delta: float = Field(0.0, ge=0, description="Smallest rise of the held-out reward that counts.")
+
+
+class Resources(Strict):
+    """What one worker of the run reserves in Ray."""
+
+    cpus_per_worker: float = Field(1.0, gt=0, description="Logical CPUs.")
+    gpus_per_worker: float | None = Field(None, ge=0, description="GPUs; empty: one if the cluster has any, else 0.")
+    memory_gb_per_worker: float | None = Field(None, gt=0, description="Memory in GB; empty: not reserved.")
+    threads_per_worker: int | None = Field(
+        None, ge=1, description="torch threads; empty: the machine's cores / workers."
+    )
+
+
+class TrainConfig(Strict):
+    """Everything a run needs. Defaults run on a laptop CPU."""
+
+    experiment_name: str = Field(
+        "grpo", min_length=1, max_length=128, pattern=r"^[\w][\w .\-]*$", description="For people."
+    )
+    model: str = Field(
+        "smollm2-135m-instruct", min_length=1, description="Registry name, Hugging Face id, folder or job id."
+    )
+    environment: EnvironmentConfig = Field(
+        default_factory=ReasoningGymConfig, description="Where the policy practises."
+    )
+    rewards: list[RewardConfig] = Field(
+        default_factory=_verifier_alone, min_length=1, description="Weighted rubric; the reward is the sum."
+    )
+    seed: int = Field(0, ge=0, description="Seeds data order, sampling and initialisation.")
+    priority: int = Field(1, ge=0, le=100, description="Higher starts earlier.")
+
+    # Rollouts
+    prompts_per_step: int = Field(8, ge=1, description="Different tasks per step, over all workers.")
+    num_generations: int = Field(8, ge=2, description="Episodes per task: the group size G.")
+    max_prompt_length: int = Field(
+        512, ge=1, description="Tokens; a longer opening prompt fails the run with its task id."
+    )
+    max_completion_length: int = Field(256, ge=1, description="Sampled tokens per reply.")
+    max_episode_length: int = Field(
+        2048, ge=2, description="Tokens of a whole episode, prompt and tool turns included."
+    )
+    temperature: float = Field(1.0, gt=0, description="Sampling temperature; log-probs use the same.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling; 1 is off.")
+    top_k: int = Field(0, ge=0, description="Top-k sampling; 0 is off.")
+    stop: list[str] = Field(default_factory=list, description="Strings that end a reply.")
+    rollout_batch_size: int = Field(64, ge=1, description="Episodes that are decoded at once on one worker.")
+    reward_timeout_s: float = Field(30.0, gt=0, description="A reward that takes longer counts as failed.")
+    environment_timeout_s: float = Field(
+        60.0, gt=0, description="An environment step that takes longer fails its episode."
+    )
+    max_episode_retries: int = Field(
+        1, ge=0, description="Fresh tries of a failed episode before its group is dropped."
+    )
+    dynamic_sampling: bool = Field(False, description="Replace groups of equal rewards by new tasks (DAPO).")
+    max_resample_rounds: int = Field(3, ge=1, description="Bound on extra rounds of dynamic sampling per step.")
+
+    # Algorithm
+    loss_type: LossType = Field("dapo", description="Surrogate and its aggregation.")
+    advantage_estimator: Literal["grpo", "rloo", "gdpo", "reinforce_pp"] = Field(
+        "grpo", description="Baseline per group."
+    )
+    scale_rewards: Literal["group", "batch", "none"] = Field("group", description="Divisor of the centred reward.")
+    importance_sampling_level: Literal["token", "sequence"] = Field("token", description="Ratio per token or sequence.")
+    num_iterations: int = Field(1, ge=1, description="Optimizer passes over each batch of rollouts (mu).")
+    epsilon: float = Field(0.2, gt=0, description="Lower clip range; also the upper one unless epsilon_high is set.")
+    epsilon_high: float | None = Field(None, gt=0, description="Upper clip range (DAPO clip-higher); cap for cispo.")
+    delta: float | None = Field(
+        None, gt=1, description="Two-sided clip: upper bound of the ratio for negative advantages."
+    )
+    beta: float = Field(0.0, ge=0, description="KL coefficient; 0 needs no reference model.")
+    kl_estimator: Literal["k1", "k2", "k3"] = Field("k3", description="Estimator of the KL to the reference.")
+    entropy_coef: float = Field(0.0, ge=0, description="Weight of the entropy bonus.")
+    sampler_correction: Literal["none", "truncate", "mask"] = Field(
+        "none", description="TIS or MIS on the ratio learner/sampler."
+    )
+    sampler_correction_cap: float = Field(2.0, gt=1, description="Bound of that ratio.")
+    mask_truncated_completions: bool = Field(False, description="Episodes cut by a length limit teach nothing.")
+    overlong_buffer: int = Field(
+        0, ge=0, description="DAPO soft length penalty over the last so many tokens; 0 is off."
+    )
+
+    # Optimisation
+    max_steps: int | None = Field(None, ge=1, description="Steps; empty: num_epochs over the tasks.")
+    num_epochs: int = Field(1, ge=1, description="Passes over the tasks when max_steps is empty.")
+    learning_rate: float = Field(1e-5, gt=0, description="Peak learning rate of the optimizer.")
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="torch optimizer.")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's first moment decay.")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's second moment decay.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradient clipping by global norm.")
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = Field("constant", description="After warm-up.")
+    warmup_steps: int = Field(0, ge=0, description="Linear warm-up from 0.")
+    micro_batch_tokens: int = Field(4096, ge=1, description="Packed tokens per forward and backward.")
+    gradient_checkpointing: bool = Field(False, description="Recompute activations: less memory, about 1/3 slower.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Compute type; auto: bfloat16 on GPUs that have it, else float32."
+    )
+    lora: LoraConfig | None = Field(None, description="Adapters; empty: full fine-tuning.")
+
+    # Evaluation and checkpoints
+    eval_steps: int | None = Field(
+        None, ge=1, description="Steps between held-out evaluations; empty: start and end only."
+    )
+    num_eval_prompts: int = Field(200, ge=0, description="Held-out tasks per evaluation; 0: no evaluation.")
+    save_steps: int | None = Field(50, ge=1, description="Steps between checkpoints; empty: only the final model.")
+    save_total_limit: int = Field(2, ge=1, description="Checkpoints that are kept.")
+    early_stopping: EarlyStopping | None = Field(None, description="Needs eval_steps.")
+
+    # Where it runs
+    num_workers: int = Field(1, ge=1, description="Ray Train workers.")
+    resources: Resources = Field(default_factory=Resources, description="Per worker.")
+    deepspeed: str | dict[str, Any] | None = Field(
+        None, description="DeepSpeed configuration: a JSON file or a mapping."
+    )
+    report_to: list[Literal["mlflow", "wandb"]] = Field(default_factory=list, description="Trackers beside JSONL.")
+    max_runtime_hours: float | None = Field(None, gt=0, description="The run is stopped after this long.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.prompts_per_step % self.num_workers:
+            raise ValueError(
+                f"prompts_per_step: {self.prompts_per_step} is not a multiple of num_workers ({self.num_workers})"
+            )
+        if self.early_stopping and not self.eval_steps:
+            raise ValueError("early_stopping: needs eval_steps, the number of steps between held-out evaluations")
+        if self.overlong_buffer > self.max_completion_length:
+            raise ValueError(
+                f"overlong_buffer: {self.overlong_buffer} exceeds max_completion_length ({self.max_completion_length})"
+            )
+        if self.max_prompt_length >= self.max_episode_length:
+            raise ValueError(
+                f"max_episode_length: {self.max_episode_length} leaves no room after max_prompt_length "
+                f"({self.max_prompt_length}); raise it"
+            )
+        return self
