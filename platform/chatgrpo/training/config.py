@@ -96,21 +96,56 @@ class TrainConfig(Strict):
     advantage_estimator: Literal["grpo", "rloo", "gdpo", "reinforce_pp"] = Field(
         "grpo", description="Baseline per group."
     )
-    scale_rewards: Literal["group", "batch", "none"] = Field("group", description="Divisor of the centred reward.")
-    importance_sampling_level: Literal["token", "sequence"] = Field("token", description="Ratio per token or sequence.")
-    num_iterations: int = Field(1, ge=1, description="Optimizer passes over each batch of rollouts (mu).")
-    epsilon: float = Field(0.2, gt=0, description="Lower clip range; also the upper one unless epsilon_high is set.")
-    epsilon_high: float | None = Field(None, gt=0, description="Upper clip range (DAPO clip-higher); cap for cispo.")
-    delta: float | None = Field(
-        None, gt=1, description="Two-sided clip: upper bound of the ratio for negative advantages."
+    scale_rewards: Literal["group", "batch", "none"] = Field(
+        "group", description="grpo: divisor of the centred reward; the other estimators define their own scale."
     )
+    importance_sampling_level: Literal["token", "sequence"] = Field(
+        "token", description="Ratio per token or per sequence; loss_type gspo is always per sequence."
+    )
+    num_iterations: int = Field(1, ge=1, description="Optimizer passes over each batch of rollouts (mu).")
+    epsilon: float = Field(
+        0.2,
+        gt=0,
+        lt=1,
+        description="Lower clip range; also the upper one unless epsilon_high is set. Per sequence, 3e-4 is usual.",
+    )
+    epsilon_high: float | None = Field(
+        None,
+        gt=0,
+        description="Upper clip range (DAPO clip-higher). For cispo the cap of the ratio itself, above 1; empty: 5.",
+    )
+    delta: float | None = Field(
+        None,
+        gt=1,
+        description="Two-sided clip (dual clip): largest ratio that counts when the advantage is negative; "
+        "above 1 + upper clip range.",
+    )
+    sapo_temperature_pos: float = Field(1.0, gt=0, description="sapo: steepness of the gate, positive advantages.")
+    sapo_temperature_neg: float = Field(1.05, gt=0, description="sapo: steepness of the gate, other advantages.")
     beta: float = Field(0.0, ge=0, description="KL coefficient; 0 needs no reference model.")
     kl_estimator: Literal["k1", "k2", "k3"] = Field("k3", description="Estimator of the KL to the reference.")
-    entropy_coef: float = Field(0.0, ge=0, description="Weight of the entropy bonus.")
-    sampler_correction: Literal["none", "truncate", "mask"] = Field(
-        "none", description="TIS or MIS on the ratio learner/sampler."
+    use_bias_correction_kl: bool = Field(
+        True, description="Multiply the KL by the ratio: right off-policy, and what gives k1 and k3 the true gradient."
     )
-    sampler_correction_cap: float = Field(2.0, gt=1, description="Bound of that ratio.")
+    entropy_coef: float = Field(0.0, ge=0, description="Weight of the entropy bonus.")
+    sampler_correction: Literal["none", "truncate", "mask", "decoupled"] = Field(
+        "none",
+        description="Weight by the ratio learner/sampler: clamped (TIS), 0 outside its bounds (MIS), or as it is "
+        "(decoupled PPO).",
+    )
+    sampler_correction_level: Literal["token", "sequence"] = Field(
+        "token", description="That ratio per token, or multiplied over the sequence."
+    )
+    sampler_correction_cap: float = Field(2.0, gt=1, description="Upper bound of that ratio (truncate, mask).")
+    sampler_correction_floor: float = Field(
+        0.0, ge=0, lt=1, description="Lower bound of that ratio (truncate, mask); 0 is none."
+    )
+    off_policy_mask_threshold: float | None = Field(
+        None,
+        gt=0,
+        description="Leave out the policy gradient of negative-advantage sequences whose log-prob has fallen by more "
+        "nats a token than this since sampling; empty is off.",
+    )
     mask_truncated_completions: bool = Field(False, description="Episodes cut by a length limit teach nothing.")
     overlong_buffer: int = Field(
         0, ge=0, description="DAPO soft length penalty over the last so many tokens; 0 is off."
@@ -151,6 +186,51 @@ class TrainConfig(Strict):
     )
     report_to: list[Literal["mlflow", "wandb"]] = Field(default_factory=list, description="Trackers beside JSONL.")
     max_runtime_hours: float | None = Field(None, gt=0, description="The run is stopped after this long.")
+
+    @property
+    def ratio_level(self) -> Literal["token", "sequence"]:
+        """Level of the importance ratio that the loss really uses."""
+        return "sequence" if self.loss_type == "gspo" else self.importance_sampling_level
+
+    @property
+    def clip_range_high(self) -> float:
+        """Upper clip range of the clip family."""
+        return self.epsilon if self.epsilon_high is None else self.epsilon_high
+
+    @property
+    def cispo_cap(self) -> float:
+        """Upper bound of cispo's ratio; 5 as in ScaleRL (arXiv:2510.13786)."""
+        return 5.0 if self.epsilon_high is None else self.epsilon_high
+
+    @model_validator(mode="after")
+    def _algorithm_is_honoured(self) -> Self:
+        """Refuses a value that the chosen algorithm would not read, rather than ignoring it."""
+        unread = {
+            "cispo": ("epsilon", "delta", "sapo_temperature_pos", "sapo_temperature_neg"),
+            "sapo": ("epsilon", "epsilon_high", "delta"),
+        }.get(self.loss_type, ("sapo_temperature_pos", "sapo_temperature_neg"))
+        for name in unread:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name}: loss_type {self.loss_type} does not read it; remove it")
+        if self.loss_type in ("cispo", "sapo") and self.importance_sampling_level == "sequence":
+            raise ValueError(
+                f"importance_sampling_level: loss_type {self.loss_type} is defined per token; write 'token'"
+            )
+        if self.loss_type == "cispo" and self.cispo_cap <= 1:
+            raise ValueError(
+                f"epsilon_high: {self.epsilon_high} is a clip range, but cispo caps the ratio itself; write e.g. 5.0"
+            )
+        if self.delta is not None and self.delta <= 1 + self.clip_range_high:
+            raise ValueError(
+                f"delta: {self.delta} is not above {1 + self.clip_range_high} (1 + upper clip range); write e.g. 3.0"
+            )
+        scales_of_estimator = {"grpo": ("group", "batch", "none"), "rloo": ("group", "none")}
+        if self.scale_rewards not in scales_of_estimator.get(self.advantage_estimator, ("group",)):
+            raise ValueError(
+                f"scale_rewards: {self.advantage_estimator} has a scale of its own and does not read "
+                f"{self.scale_rewards!r}; remove it"
+            )
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
