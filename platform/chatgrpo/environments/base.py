@@ -48,7 +48,9 @@ class Environment(Protocol):
 
 @runtime_checkable
 class TaskSource(Protocol):
-    """An indexable, deterministic set of tasks: `task(i)` is the same for the same configuration and seed."""
+    """An indexable, deterministic set of tasks: `task(i)` is the same for the same configuration and seed.
+
+    A class attribute `inline = True` says that its environments answer at once and never block."""
 
     def __len__(self) -> int: ...
 

@@ -15,7 +15,9 @@ class ReasoningGymConfig(Strict):
     type: Literal["reasoning_gym"] = "reasoning_gym"
     dataset: str = Field("chain_sum", description="Name of a reasoning-gym data set, for example chain_sum or gcd.")
     params: dict[str, Any] = Field(default_factory=dict, description="Parameters of that data set, by its own names.")
-    size: int = Field(1000, ge=1, description="How many distinct training questions to draw (tasks).")
+    size: int = Field(
+        1000, ge=1, description="Most distinct training questions to draw; a data set with fewer gives all it has."
+    )
     system_prompt: str | None = Field(None, description="System message before every question; none by default.")
     prompt_suffix: str = Field("", description="Text added after every question.")
 
