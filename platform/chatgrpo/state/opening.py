@@ -1,0 +1,38 @@
+"""From an address to conversations ready for use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from chatgrpo.clock import Clock
+from chatgrpo.errors import InvalidRequest
+from chatgrpo.state.consistency import Consistency
+from chatgrpo.state.conversations import Conversations
+from chatgrpo.state.limits import Limits
+from chatgrpo.state.memory import MemoryStore
+from chatgrpo.state.sqlite import SqliteStore
+from chatgrpo.state.store import Store
+from chatgrpo.state.tiered import TieredStore
+
+
+async def open_store(address: str | Path) -> Store:
+    """`memory:` or the path of a SQLite file."""
+    text = str(address)
+    if text == "memory:":
+        return MemoryStore()
+    if "://" in text:
+        raise InvalidRequest(f"{text}: give memory: or the path of a SQLite file", "state.url")
+    return SqliteStore(text)
+
+
+async def open_conversations(
+    address: str | Path,
+    *,
+    clock: Clock | None = None,
+    limits: Limits | None = None,
+    level: Consistency = Consistency.SESSION,
+) -> Conversations:
+    """Opened for use; the caller closes it."""
+    tiers = TieredStore(await open_store(address), clock=clock)
+    await tiers.start()
+    return Conversations(tiers, clock=clock, limits=limits, level=level)
