@@ -1,0 +1,259 @@
+"""The job scheduler without Ray: what callers ask, and the tick that looks at the world and carries decisions out.
+
+All state is in the store. Methods that touch the store are short and never wait, so on one event loop they cannot
+interleave; whatever waits (Ray, files) happens before or after and is safe to repeat.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from chatgrpo.clock import Clock
+from chatgrpo.errors import Conflict, RateLimited
+from chatgrpo.jobs import checkpoints, views
+from chatgrpo.jobs.admission import admit
+from chatgrpo.jobs.amounts import Node
+from chatgrpo.jobs.config import JobsConfig
+from chatgrpo.jobs.controller import AskStop, Facts, Kill, Launch, Run, step
+from chatgrpo.jobs.job import Event, Job, JobState, Progress, StopReason, created, move
+from chatgrpo.jobs.run_folder import RunFolder
+from chatgrpo.jobs.scheduling.plan import Plan, Wait
+from chatgrpo.jobs.seed_request import validate
+from chatgrpo.jobs.store import JobStore
+from chatgrpo.training.config import TrainConfig
+
+logger = logging.getLogger(__name__)
+
+Json = dict[str, Any]
+Rows = list[Json]
+Events = list[Event]
+
+
+class Launcher(Protocol):
+    """Runs as processes. Every method may block, and may be repeated with the same arguments."""
+
+    def launch(self, job: Job) -> None:
+        """Starts the run `job.submission_id`, unless it was started before."""
+        ...
+
+    def kill(self, submission_id: str) -> None: ...
+
+    def runs(self) -> dict[str, Run]:
+        """Every run of ours, by submission id. Of an ended one also its result and the end of its log."""
+        ...
+
+    def log(self, submission_id: str) -> str:
+        """What the run has printed so far; empty if nothing is known of it."""
+        ...
+
+
+class Cluster(Protocol):
+    def nodes(self) -> list[Node]:
+        """The machines that are alive. May block."""
+        ...
+
+
+class Scheduler:
+    """See the methods of JobService for what callers may ask; `owner=None` sees every job."""
+
+    def __init__(
+        self,
+        *,
+        store: JobStore,
+        launcher: Launcher,
+        cluster: Cluster,
+        runs_dir: Path,
+        config: JobsConfig,
+        clock: Clock,
+    ) -> None:
+        self._store = store
+        self._launcher = launcher
+        self._cluster = cluster
+        self._runs_dir = runs_dir
+        self._config = config
+        self._clock = clock
+        self._plan = Plan()
+
+    async def tick(self) -> None:
+        """One look at the world: gather facts, decide, store, carry out."""
+        runs, nodes = await asyncio.gather(
+            asyncio.to_thread(self._launcher.runs), asyncio.to_thread(self._cluster.nodes)
+        )
+        jobs = self._store.unfinished()
+        decided = step(Facts(now=self._clock.now(), jobs=jobs, runs=runs, nodes=nodes, config=self._config))
+        self._record([d for d in decided.decisions if isinstance(d, Event)])
+        self._plan = decided.plan
+        for decision in decided.decisions:
+            match decision:
+                case Launch(job):
+                    await asyncio.to_thread(self._launcher.launch, job)
+                case AskStop(job):
+                    await asyncio.to_thread(self._folder(job).ask_stop, str(job.stop_reason))
+                case Kill(submission_id, cause):
+                    logger.info("kill run=%s cause=%s", submission_id, cause)
+                    await asyncio.to_thread(self._launcher.kill, submission_id)
+
+    async def submit(self, job_id: str, config: Mapping[str, Any], *, owner: str) -> Json:
+        """Queues a job under an id that the caller made; the same id again is the same job."""
+        job = self._store.find(job_id)
+        if job is None:
+            train = validate(TrainConfig, config)
+            nodes = await asyncio.to_thread(self._cluster.nodes)
+            admitted = await asyncio.to_thread(
+                admit, train, owner=owner, nodes=nodes, jobs_config=self._config, runs_dir=self._runs_dir
+            )
+            job = self._store.find(job_id) or self._queue(job_id, admitted, owner)
+        running = [j for j in self._store.unfinished() if j.state is JobState.RUNNING and j.progress.eta_s is not None]
+        first_end_s = min((j.progress.eta_s or 0.0 for j in running), default=None)
+        return views.submitted(job, position=len(self._plan.waits), running_eta_s=first_end_s)
+
+    def _queue(self, job_id: str, config: dict[str, Any], owner: str) -> Job:
+        queued = self._store.list(owner=owner, state=JobState.QUEUED, limit=self._config.max_queued_per_owner)
+        if len(queued) >= self._config.max_queued_per_owner:
+            raise RateLimited(
+                f"{len(queued)} jobs of {owner!r} are queued, the most allowed; wait or cancel some", 60.0
+            )
+        now = self._clock.now()
+        job = Job(id=job_id, owner=owner, config=config, submitted_at=now, state_since=now)
+        self._record([created(job)])
+        return job
+
+    def get(self, job_id: str, *, owner: str | None) -> tuple[Job, Wait | None]:
+        job = self._store.get(job_id, owner=owner)
+        return job, self._plan.waits.get(job_id)
+
+    async def view(self, job_id: str, *, owner: str | None) -> Json:
+        job, wait = self.get(job_id, owner=owner)
+        curve = await asyncio.to_thread(self._folder(job).read_metrics)
+        return views.detail(job, wait, curve=curve)
+
+    def list(self, *, owner: str | None, state: JobState | None = None, limit: int = 50) -> Rows:
+        jobs = self._store.list(owner=owner, state=state, limit=limit)
+        return [views.summary(job, self._plan.waits.get(job.id)) for job in jobs]
+
+    def cancel(self, job_id: str, *, owner: str | None) -> Json:
+        """Final at once; the run, if there is one, is killed at the next tick because no job claims it any more."""
+        job = self._store.get(job_id, owner=owner)
+        if job.state is not JobState.CANCELLED:
+            job = self._move(job, JobState.CANCELLED, "cancelled by the user")
+        return views.summary(job) | {"cancelled_at": views.iso(job.ended_at)}
+
+    def pause(self, job_id: str, *, owner: str | None) -> Json:
+        """A queued job is held back; a running one saves a checkpoint first."""
+        job = self._store.get(job_id, owner=owner)
+        if job.state in {JobState.PAUSED, JobState.CHECKPOINTING} and job.stop_reason in {None, StopReason.PAUSE}:
+            return views.summary(job)
+        if job.state is JobState.CHECKPOINTING:
+            job = replace(job, stop_reason=StopReason.PAUSE)
+            self._store.save(job)
+            return views.summary(job)
+        if job.state.is_active:
+            stop = {"stop_reason": StopReason.PAUSE}
+            return views.summary(self._move(job, JobState.CHECKPOINTING, "paused by the user", **stop))
+        return views.summary(self._move(job, JobState.PAUSED, "paused by the user"))
+
+    def resume(self, job_id: str, *, owner: str | None) -> Json:
+        job = self._store.get(job_id, owner=owner)
+        if job.state is not JobState.PAUSED:
+            raise Conflict(f"job {job_id} is {job.state}, not paused; only a paused job can be resumed")
+        return views.summary(self._move(job, JobState.QUEUED, "resumed by the user"))
+
+    def retry(self, job_id: str, *, owner: str | None) -> Json:
+        """A failed or cancelled job again, from its last checkpoint, with fresh retry budgets."""
+        job = self._store.get(job_id, owner=owner)
+        if job.state not in {JobState.FAILED, JobState.CANCELLED}:
+            raise Conflict(f"job {job_id} is {job.state}; only a failed or cancelled job can be retried")
+        return views.summary(self._move(job, JobState.QUEUED, "retried by the user", retries={}, not_before=0.0))
+
+    async def delete(self, job_id: str, *, owner: str | None) -> Json:
+        """Forgets an ended job with all of its files, its exported model too."""
+        job = self._store.get(job_id, owner=owner)
+        if not job.state.is_terminal:
+            raise Conflict(f"job {job_id} is {job.state}; cancel it before deleting it")
+        self._store.delete(job_id)
+        await asyncio.to_thread(shutil.rmtree, self._folder(job).path, ignore_errors=True)
+        return {"job_id": job_id, "status": "deleted"}
+
+    def events(self, job_id: str, *, owner: str | None) -> Rows:
+        self._store.get(job_id, owner=owner)
+        return [event | {"at": views.iso(event["at"])} for event in self._store.events(job_id)]
+
+    async def trajectories(self, job_id: str, *, owner: str | None, offset: int, limit: int) -> Rows:
+        job = self._store.get(job_id, owner=owner)
+        return await asyncio.to_thread(self._folder(job).read_trajectories, offset, limit)
+
+    async def checkpoints(self, job_id: str, *, owner: str | None) -> Rows:
+        job = self._store.get(job_id, owner=owner)
+        found = await asyncio.to_thread(checkpoints.entries, self._folder(job).checkpoints)
+        return [views.checkpoint(entry) for entry in found]
+
+    async def log(self, job_id: str, *, owner: str | None) -> tuple[str, bool]:
+        """All that the job's runs printed, attempt after attempt, and whether nothing more will come."""
+        job = self._store.get(job_id, owner=owner)
+        return await asyncio.to_thread(self._read_log, job), job.state.is_terminal
+
+    def _read_log(self, job: Job) -> str:
+        parts = []
+        for attempt in range(1, job.attempt + 1):
+            kept = self._folder(job).log(attempt)
+            text = (
+                kept.read_text(encoding="utf-8", errors="replace")
+                if kept.exists()
+                else self._launcher.log(f"{job.id}-{attempt}")
+            )
+            parts.append(f"--- attempt {attempt} ---\n{text}" if attempt > 1 else text)
+        return "".join(parts)
+
+    def report(self, job_id: str, attempt: int, report: Mapping[str, Any]) -> None:
+        """What a run tells of itself. The first report says that its workers are up. Reports of a run that is no
+        longer the job's current one are dropped."""
+        job = self._store.find(job_id)
+        if job is None or job.attempt != attempt or not job.state.is_active:
+            return
+        numbers = {k: float(v) for k, v in report.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+        eta = report.get("eta_s")
+        job = replace(
+            job,
+            progress=Progress(
+                step=int(report.get("step", job.progress.step)),
+                total_steps=int(report.get("total_steps", job.progress.total_steps)),
+                metrics=job.progress.metrics
+                | {k: v for k, v in numbers.items() if k not in {"step", "total_steps", "eta_s"}},
+                eta_s=None if eta is None else float(eta),
+            ),
+        )
+        if job.state is JobState.STARTING:
+            self._record([move(job, JobState.RUNNING, now=self._clock.now(), cause="workers are up")])
+        else:
+            self._store.save(job)
+
+    def queue(self) -> Json:
+        """Counts by state, and who waits for what."""
+        counts = Counter({state.value: 0 for state in JobState}) + Counter(self._store.counts())
+        return {
+            "states": {state.value: counts[state.value] for state in JobState},
+            "queue_size": counts[JobState.QUEUED.value],
+            "running_jobs": sum(counts[state.value] for state in JobState if state.is_active),
+            "completed_jobs": counts[JobState.SUCCEEDED.value],
+            "failed_jobs": counts[JobState.FAILED.value],
+        }
+
+    def _folder(self, job: Job) -> RunFolder:
+        return RunFolder.of(self._runs_dir, job.id)
+
+    def _move(self, job: Job, to: JobState, cause: str, **changes: Any) -> Job:
+        event = move(job, to, now=self._clock.now(), cause=cause, **changes)
+        self._record([event])
+        return event.job
+
+    def _record(self, events: Events) -> None:
+        self._store.append(events)
+        for event in events:
+            logger.info("job=%s %s -> %s cause=%s", event.job.id, event.from_state, event.job.state, event.cause)
