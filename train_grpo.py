@@ -1,0 +1,208 @@
+"""Ray Train entry of a GRPO run.
+
+    ray job submit --working-dir . -- python train_grpo.py --config configs/train/quickstart.yaml --set max_steps=10
+    python train_grpo.py --job ID        (how the platform starts a queued job)
+
+Every worker runs `chatgrpo.training.loop.train`; Ray Train forms the process group, restarts nothing by itself and
+keeps the list of checkpoints. A run continues from the newest whole checkpoint in its folder, which all workers must see.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import ray
+import yaml
+from chatgrpo.overrides import apply_overrides
+from pydantic import ValidationError
+from ray.train import Checkpoint, CheckpointUploadMode, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ulid import ULID
+
+from chatgrpo.config import PlatformConfig, load_platform_config, load_yaml
+from chatgrpo.errors import InvalidRequest, PlatformError
+from chatgrpo.jobs.run_folder import RunFolder
+from chatgrpo.training.config import TrainConfig
+
+logger = logging.getLogger("train_grpo")
+
+
+def run(config: TrainConfig, *, run_id: str, platform: PlatformConfig, attempt: int = 1) -> dict[str, Any]:
+    """Trains on the current Ray cluster and returns what `result.json` holds. Raises what failed the run."""
+    folder = RunFolder.of(platform.runs_dir, run_id)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    gpus = _gpus_per_worker(config)
+    resources: dict[str, float] = {"CPU": config.resources.cpus_per_worker}
+    if config.resources.memory_gb_per_worker:
+        resources["memory"] = config.resources.memory_gb_per_worker * 1e9
+    if gpus:
+        resources["GPU"] = gpus
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={
+            "config": config.model_dump(mode="json"),
+            "run_id": run_id,
+            "home": str(platform.home.expanduser().resolve()),
+            "plugins": platform.plugins,
+            "attempt": attempt,
+        },
+        scaling_config=ScalingConfig(
+            num_workers=config.num_workers, use_gpu=bool(gpus), resources_per_worker=resources
+        ),
+        run_config=RunConfig(name="ray_train", storage_path=str(folder.path)),
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+    )
+    result = trainer.fit()
+    assert result.error is None  # fit raises
+    outcome = folder.read_result()
+    assert outcome is not None, "rank 0 writes the result before it returns"
+    return outcome
+
+
+def _worker(setup: dict[str, Any]) -> None:
+    """One rank. Imports are here: the driver needs no torch."""
+    import torch
+    from chatgrpo.plugins import load_plugins
+
+    from chatgrpo.training import ranks
+    from chatgrpo.training.loop import Place, train
+
+    config = TrainConfig.model_validate(setup["config"])
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    threads = config.resources.threads_per_worker
+    torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // ray.train.get_context().get_local_world_size()))
+    load_plugins(setup["plugins"])
+    home = Path(setup["home"])
+    place = Place(run_id=setup["run_id"], home=home, run_dir=home / "runs" / setup["run_id"])
+    report = _Reporter(setup["run_id"], setup["attempt"])
+    outcome = train(config, place, report)
+    if ranks.rank() == 0:
+        RunFolder(place.run_dir).write_result(
+            {
+                "status": "stopped" if outcome.stopped else "succeeded",
+                "error": None,
+                "cause": None,
+                "reason": outcome.reason,
+                "step": outcome.step,
+                "total_steps": outcome.total_steps,
+                "export": None if outcome.stopped else str(place.run_dir / "export"),
+                "first_evaluation": asdict(outcome.first_evaluation) if outcome.first_evaluation else None,
+                "last_evaluation": asdict(outcome.last_evaluation) if outcome.last_evaluation else None,
+            }
+        )
+
+
+class _Reporter:
+    """Tells Ray Train of every step (a barrier over ranks) and, from rank 0, the platform's scheduler if it runs."""
+
+    def __init__(self, run_id: str, attempt: int) -> None:
+        self._run_id, self._attempt = run_id, attempt
+        self._rank = ray.train.get_context().get_world_rank()
+        self._scheduler = _find_scheduler() if self._rank == 0 else None
+
+    def __call__(self, metrics: Mapping[str, float], checkpoint: Path | None) -> None:
+        if self._rank == 0:
+            shown = {
+                k: round(metrics[k], 4) for k in ("reward", "eval_accuracy", "loss", "time/step_s") if k in metrics
+            }
+            logger.info("step %s/%s %s", metrics["step"], metrics["total_steps"], shown)
+        if self._scheduler is not None:
+            self._scheduler.report.remote(self._run_id, self._attempt, dict(metrics))
+        # Already on shared storage and sealed: Ray only keeps the reference.
+        kept = Checkpoint.from_directory(str(checkpoint)) if checkpoint and self._rank == 0 else None
+        ray.train.report(dict(metrics), checkpoint=kept, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
+
+
+def _find_scheduler() -> Any:
+    """The platform's scheduler actor; None for a run that was submitted without the platform."""
+    from actors import names
+
+    try:
+        return ray.get_actor(names.JOB_SCHEDULER, namespace=names.NAMESPACE)
+    except ValueError:
+        return None
+
+
+def _gpus_per_worker(config: TrainConfig) -> float:
+    if config.resources.gpus_per_worker is not None:
+        return config.resources.gpus_per_worker
+    return 1.0 if ray.cluster_resources().get("GPU", 0) >= config.num_workers else 0.0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Trains a conversational agent with GRPO on the current Ray cluster.")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--config", help="YAML file with a training configuration (see configs/train/)")
+    source.add_argument("--job", help="id of a queued job; its configuration is in the run folder")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="overrides a field, e.g. lora.r=8"
+    )
+    parser.add_argument("--run-id", help="name of the run folder; a run that has checkpoints there is continued")
+    parser.add_argument("--attempt", type=int, default=1, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    platform = load_platform_config()
+    run_id = options.job or options.run_id or str(ULID())
+    folder = RunFolder.of(platform.runs_dir, run_id)
+    try:
+        config = read_config(folder.config if options.job else Path(options.config), options.set)
+        if not options.job:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            folder.config.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+            folder.result.unlink(missing_ok=True)
+        # Threads that wait for work sleep instead of spinning: ranks, chat replicas and rewards share the cores.
+        ray.init(
+            ignore_reinit_error=True,
+            runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}},
+        )
+        result = run(config, run_id=run_id, platform=platform, attempt=options.attempt)
+    except Exception as error:  # noqa: BLE001
+        # Whatever went wrong, the run folder says so in one line; the log has the rest.
+        cause, message = explain(error)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.write_result({"status": "failed", "error": message, "cause": cause})
+        logger.exception("run=%s failed", run_id) if cause != "user" else logger.error("run=%s: %s", run_id, message)
+        return 1
+    logger.info("run=%s %s, folder %s", run_id, result["status"], folder.path)
+    return 0
+
+
+def read_config(path: Path, overrides: list[str]) -> TrainConfig:
+    """A training configuration from a YAML file with `key=value` overrides. Raises InvalidRequest naming the field."""
+    data = apply_overrides(load_yaml(path), overrides, TrainConfig)
+    try:
+        return TrainConfig.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InvalidRequest(
+            f"{first['msg']}, got {first.get('input')!r}", ".".join(str(p) for p in first["loc"])
+        ) from error
+
+
+def explain(error: BaseException) -> tuple[str, str]:
+    """(cause, one line) of whatever ended the run. Causes: user, out_of_memory, worker_lost, error."""
+    failures = [error, *getattr(error, "worker_failures", {}).values()]
+    for failure in failures:
+        inner = getattr(failure, "cause", None) or failure.__cause__ or failure
+        for candidate in (failure, inner):
+            if isinstance(candidate, PlatformError):
+                return "user", str(candidate)
+    text = " ".join(str(f) for f in failures)
+    last = failures[-1]
+    line = f"{type(last).__name__}: {str(last).strip().splitlines()[-1] if str(last).strip() else ''}"[:500]
+    if "OutOfMemory" in text or "out of memory" in text:
+        return "out_of_memory", line
+    if "ActorDied" in text or "WorkerCrashed" in text or "NodeDied" in text:
+        return "worker_lost", line
+    return "error", line
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,314 @@
+"""One GRPO run from its first question to its exported policy. Free of Ray: a run on one process is a function call.
+
+Step: tasks -> episodes (judged while others are generated) -> advantages -> update -> report. All ranks walk through
+it together; what a rank does alone (its tasks, its episodes) follows from seed, step and rank, so a run that resumes
+from a checkpoint does what the uninterrupted one would have done.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from chatgrpo.environments.base import Task
+from chatgrpo.environments.registry import build_source
+from chatgrpo.errors import InvalidRequest
+from chatgrpo.inference.loading import load
+from chatgrpo.inference.torch_engine import TorchEngine
+from chatgrpo.jobs import checkpoints, early_stopping
+from chatgrpo.jobs.run_folder import RunFolder
+from chatgrpo.rewards.pool import RewardPool
+from chatgrpo.rewards.rubric import Rubric
+from chatgrpo.rollouts.collector import collect
+from chatgrpo.rollouts.cursor import DataCursor
+from chatgrpo.rollouts.episode import Group
+from chatgrpo.rollouts.params import RolloutParams
+from chatgrpo.rollouts.stats import RolloutStats
+from chatgrpo.rollouts.trajectories import append_groups
+from chatgrpo.training import ranks
+from chatgrpo.training.checkpoint import RunState, load_checkpoint, save_checkpoint
+from chatgrpo.training.config import TrainConfig
+from chatgrpo.training.evaluation import Evaluation, evaluate
+from chatgrpo.training.export import export_policy
+from chatgrpo.training.learner import Learner
+from chatgrpo.training.optimization import Optimization, TorchOptimization
+from chatgrpo.training.policy import Policy
+from chatgrpo.training.precision import compute_dtype, device_of_rank
+from chatgrpo.training.scoring import score
+from chatgrpo.training.tracking import Trackers
+
+logger = logging.getLogger(__name__)
+
+# (figures, folder of a new checkpoint or None): called by every rank after every step.
+Report = Callable[[Mapping[str, float], Path | None], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a run lives. `home` holds caches that runs share, `run_dir` is the run's own folder."""
+
+    run_id: str
+    home: Path
+    run_dir: Path
+
+    @property
+    def models_dir(self) -> Path:
+        return self.home / "models"
+
+    @property
+    def runs_dir(self) -> Path:
+        return self.run_dir.parent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a run ended. `stopped`: it was asked to pause and left a checkpoint; nothing was exported.
+    `reason` says why it ended before `total_steps`, "" if it did not."""
+
+    step: int
+    total_steps: int
+    stopped: bool
+    reason: str
+    first_evaluation: Evaluation | None
+    last_evaluation: Evaluation | None
+
+
+class Run:
+    """Everything of one run on one rank."""
+
+    def __init__(self, config: TrainConfig, place: Place, report: Report) -> None:
+        self.config, self.place, self._report = config, place, report
+        self.folder = RunFolder(place.run_dir)
+        num_eval = config.num_eval_prompts
+        self.tasks = build_source(config.environment, split="train", seed=config.seed, num_eval=num_eval)
+        self.held_out = build_source(config.environment, split="eval", seed=config.seed, num_eval=num_eval)
+        if len(self.tasks) == 0:
+            raise InvalidRequest(
+                "the environment has no training task; give more data or fewer held-out", "environment"
+            )
+        self.rewards = RewardPool(Rubric(config.rewards), timeout_s=config.reward_timeout_s)
+        self.params = RolloutParams.from_config(config)
+        self.total_steps = config.max_steps or math.ceil(config.num_epochs * len(self.tasks) / config.prompts_per_step)
+        device = device_of_rank()
+        loaded = load(config.model, models_dir=place.models_dir, runs_dir=place.runs_dir, device=device)
+        self.template = loaded.template
+        self.policy = Policy(loaded.model, lora=config.lora, compute_dtype=compute_dtype(config.dtype, device))
+        if config.gradient_checkpointing:
+            loaded.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.optimization = _optimization(self.policy, config)
+        self.learner = Learner(
+            config, self.policy, self.optimization, total_updates=self.total_steps * config.num_iterations
+        )
+        self.engine = TorchEngine(self.policy.causal_lm, self.template, max_batch_size=config.rollout_batch_size)
+        self.cursor = DataCursor(len(self.tasks), seed=config.seed, rank=ranks.rank(), world_size=ranks.world_size())
+        self.state = RunState()
+        self.trackers: Trackers | None = None
+
+    def resume(self) -> None:
+        """Continues from the newest whole checkpoint of the run folder, if there is one."""
+        found = checkpoints.latest_valid(self.folder.checkpoints) if ranks.rank() == 0 else None
+        path = ranks.gather(found)[0]
+        if path is not None:
+            self.state = load_checkpoint(path, self.policy, self.optimization)
+            self.cursor.load_state_dict(self.state.cursor)
+            self.learner.num_updates = self.state.num_updates
+            self.engine.weights_changed(self.state.step)
+            logger.info("resume run=%s step=%d checkpoint=%s", self.place.run_id, self.state.step, path.name)
+
+    def train(self) -> Outcome:
+        config, state = self.config, self.state
+        started, first_step = time.monotonic(), state.step
+        if ranks.rank() == 0:
+            checkpoints.sweep_partial(self.folder.checkpoints)
+            self.trackers = Trackers(
+                config,
+                run_id=self.place.run_id,
+                run_dir=self.place.run_dir,
+                home=self.place.home,
+                resume_step=state.step if state.evaluations else -1,
+            )
+        if not state.evaluations and config.num_eval_prompts:
+            self._evaluate({})
+        reason, stopped = "", False
+        while state.step < self.total_steps and not reason:
+            metrics = self._step()
+            last = state.step == self.total_steps
+            if config.num_eval_prompts and (last or (config.eval_steps and state.step % config.eval_steps == 0)):
+                metrics |= self._evaluation_metrics()
+            reason = self._reason_to_end(started)
+            stop = None if last or reason else self.folder.read_stop()
+            stopped = bool(ranks.max_over_ranks(float(stop is not None)))
+            elapsed = time.monotonic() - started
+            metrics["eta_s"] = elapsed / (state.step - first_step) * (self.total_steps - state.step)
+            due = config.save_steps is not None and state.step % config.save_steps == 0 and not last
+            self._publish(metrics, self._save() if due or stopped else None)
+            if stopped:
+                reason = f"asked to {stop or 'stop'}"
+        if reason and not stopped and config.num_eval_prompts and not self._evaluated_now():
+            self._evaluate({"eta_s": 0.0})
+        if not stopped:
+            self._export()
+        return Outcome(
+            step=state.step,
+            total_steps=self.total_steps,
+            stopped=stopped,
+            reason=reason,
+            first_evaluation=state.evaluations[0][1] if state.evaluations else None,
+            last_evaluation=state.evaluations[-1][1] if state.evaluations else None,
+        )
+
+    def close(self, *, succeeded: bool) -> None:
+        self.rewards.close()
+        if self.trackers:
+            self.trackers.close(succeeded=succeeded)
+
+    # One step
+
+    def _step(self) -> dict[str, float]:
+        began = time.monotonic()
+        groups, stats = self._collect()
+        generated = time.monotonic()
+        scored = score(self.config, groups, self.rewards.rubric.weights)
+        update = self.learner.update([g.episodes for g in groups], scored.advantages)
+        self.state.step += 1
+        self.engine.weights_changed(self.state.step)
+        updated = time.monotonic()
+        stats = sum(ranks.gather(stats), RolloutStats())
+        append_groups(self._trajectories(), groups, step=self.state.step)
+        return {
+            **stats.metrics(),
+            **self.rewards.take_metrics(),
+            **scored.metrics,
+            **update.metrics,
+            "rows_trained": float(update.num_rows_trained),
+            "rows_skipped": float(update.num_rows_skipped),
+            "rows_nonfinite": float(update.num_nonfinite_rows),
+            "steps_skipped": float(update.skipped_steps),
+            "weight_version": float(self.engine.weight_version),
+            "time/rollout_s": generated - began,
+            "time/update_s": updated - generated,
+            "time/step_s": time.monotonic() - began,
+        }
+
+    def _collect(self) -> tuple[list[Group], RolloutStats]:
+        """This rank's groups for one step; with dynamic sampling, rounds of new tasks in place of useless groups."""
+        wanted = self.config.prompts_per_step // ranks.world_size()
+        kept: list[Group] = []
+        stats = RolloutStats()
+        rounds = self.config.max_resample_rounds + 1 if self.config.dynamic_sampling else 1
+        with self.optimization.whole_weights(), self.policy.autocast():
+            for round_index in range(rounds):
+                missing = wanted - len(kept)
+                tasks: list[Task] = [self.tasks.task(i) for i in self.cursor.next(missing)]
+                collected = collect(
+                    self.engine,
+                    self.template,
+                    self.tasks,
+                    tasks,
+                    self.params,
+                    rewards=self.rewards,
+                    seed=self.config.seed,
+                    step=self.state.step,
+                    round=round_index,
+                )
+                stats = stats + collected.stats
+                is_last = round_index == rounds - 1
+                kept += [g for g in collected.groups if is_last or not (rounds > 1 and g.is_zero_variance)]
+                # A rank that has enough still takes part in the weight gathering of those that have not.
+                if ranks.max_over_ranks(float(len(kept) < wanted)) == 0:
+                    break
+        return kept, stats
+
+    # Reports
+
+    def _evaluate(self, extra: Mapping[str, float]) -> None:
+        """An evaluation that belongs to no training step of its own: before the first, after an early end."""
+        self._publish({**self._evaluation_metrics(), **extra}, None)
+
+    def _evaluation_metrics(self) -> dict[str, float]:
+        with self.optimization.whole_weights(), self.policy.autocast():
+            began = time.monotonic()
+            result = evaluate(
+                self.engine,
+                self.template,
+                self.held_out,
+                self.params,
+                self.rewards,
+                num_tasks=self.config.num_eval_prompts,
+                step=self.state.step,
+            )
+        self.state.evaluations.append((self.state.step, result))
+        return {**result.metrics(), "time/eval_s": time.monotonic() - began}
+
+    def _evaluated_now(self) -> bool:
+        return bool(self.state.evaluations) and self.state.evaluations[-1][0] == self.state.step
+
+    def _publish(self, metrics: Mapping[str, float], checkpoint: Path | None) -> None:
+        finite = {k: v for k, v in metrics.items() if math.isfinite(v)}
+        if self.trackers:
+            self.trackers.log(finite, self.state.step)
+        self._report({"step": self.state.step, "total_steps": self.total_steps, **finite}, checkpoint)
+
+    # Ends
+
+    def _reason_to_end(self, started: float) -> str:
+        """Why the run should end before its last step; the same on every rank."""
+        hours = self.config.max_runtime_hours
+        late = hours is not None and time.monotonic() - started > hours * 3600
+        if ranks.max_over_ranks(float(late)):
+            return f"max_runtime_hours ({hours:g}) is over"
+        if self.config.early_stopping and self._evaluated_now():
+            history: list[early_stopping.Evaluation | float] = [
+                early_stopping.Evaluation(step=step, reward=result.reward) for step, result in self.state.evaluations
+            ]
+            decision = early_stopping.decide(history, self.config.early_stopping)
+            return decision.reason if decision.stop else ""
+        return ""
+
+    def _save(self) -> Path:
+        self.state.cursor = self.cursor.state_dict()
+        self.state.num_updates = self.learner.num_updates
+        latest = {"eval_reward": self.state.evaluations[-1][1].reward} if self._evaluated_now() else {}
+        path = save_checkpoint(self.folder.checkpoints, self.state, self.policy, self.optimization, metrics=latest)
+        if ranks.rank() == 0:
+            checkpoints.retain(self.folder.checkpoints, self.config.save_total_limit)
+        return path
+
+    def _export(self) -> None:
+        with self.optimization.whole_weights():
+            if ranks.rank() == 0:
+                export_policy(
+                    self.policy, self.template, base_model=self.config.model, folder=self.place.run_dir / "export"
+                )
+        ranks.barrier()
+
+    def _trajectories(self) -> Path:
+        path = self.folder.trajectories
+        return path if ranks.world_size() == 1 else path.with_name(f"trajectories-{ranks.rank()}.jsonl")
+
+
+def train(config: TrainConfig, place: Place, report: Report) -> Outcome:
+    """Runs or resumes a run in this process, one of `world_size` ranks. Raises PlatformError for a user's mistake."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    run = Run(config, place, report)
+    succeeded = False
+    try:
+        run.resume()
+        outcome = run.train()
+        succeeded = True
+    finally:
+        run.close(succeeded=succeeded)
+    return outcome
+
+
+def _optimization(policy: Policy, config: TrainConfig) -> Optimization:
+    if config.deepspeed is None:
+        return TorchOptimization(policy, config)
+    from chatgrpo.training.deepspeed import DeepSpeedOptimization
+
+    return DeepSpeedOptimization(policy, config)

@@ -1,0 +1,81 @@
+"""Log-probability and entropy of given tokens, without ever holding logits of more than a chunk of them.
+
+Forward keeps the hidden states; backward computes the logits of each chunk again. So memory is O(chunk x V) instead of
+O(N x V) for one more product with the output embedding, and positions that predict nothing cost nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Rows of logits that exist at once: 256 x 49,152 x 4 bytes is 50 MB.
+CHUNK = 256
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    """With z = scale * h W^T, l = z_y - logsumexp(z), H = logsumexp(z) - sum p z:
+    dl/dz = onehot(y) - p, dH/dz = -p (log p + H)."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, target_N: Tensor, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        logprobs, entropies = [], []
+        for part in _chunks(hidden_ND.shape[0]):
+            log_p = _log_softmax(hidden_ND[part], weight_VD, bias_V, scale)
+            logprobs.append(log_p.gather(-1, target_N[part, None])[:, 0])
+            entropies.append(-(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(-1))
+        ctx.save_for_backward(hidden_ND, weight_VD, target_N, *([] if bias_V is None else [bias_V]))
+        ctx.scale = scale
+        if not logprobs:
+            empty = hidden_ND.new_zeros(0, dtype=torch.float32)
+            return empty, empty.clone()
+        return torch.cat(logprobs), torch.cat(entropies)
+
+    @staticmethod
+    def backward(ctx: Any, grad_logprobs_N: Tensor, grad_entropy_N: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        hidden_ND, weight_VD, target_N, *rest = ctx.saved_tensors
+        bias_V = rest[0] if rest else None
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        grad_hidden = torch.zeros_like(hidden_ND) if needs_hidden else None
+        grad_weight = torch.zeros_like(weight_VD) if needs_weight else None
+        grad_bias = torch.zeros_like(bias_V) if needs_bias and bias_V is not None else None
+        with_entropy = bool(grad_entropy_N.any())
+        for part in _chunks(hidden_ND.shape[0]):
+            log_p = _log_softmax(hidden_ND[part], weight_VD, bias_V, ctx.scale)
+            grad_z = log_p.exp()
+            if with_entropy:
+                log_p = log_p.clamp(min=torch.finfo(log_p.dtype).min)
+                entropy = -(grad_z * log_p).sum(-1, keepdim=True)
+                grad_z = grad_z * (-grad_logprobs_N[part, None] - grad_entropy_N[part, None] * (log_p + entropy))
+            else:
+                grad_z.mul_(-grad_logprobs_N[part, None])
+            grad_z.scatter_add_(-1, target_N[part, None], grad_logprobs_N[part, None])
+            grad_z = grad_z.mul_(ctx.scale).to(hidden_ND.dtype)
+            if grad_hidden is not None:
+                grad_hidden[part] = grad_z @ weight_VD
+            if grad_weight is not None:
+                grad_weight.addmm_(grad_z.T, hidden_ND[part])
+            if grad_bias is not None:
+                grad_bias += grad_z.sum(0)
+        return grad_hidden, grad_weight, grad_bias, None, None
+
+
+def token_logprobs(
+    hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, target_N: Tensor, *, scale: float
+) -> tuple[Tensor, Tensor]:
+    """(log softmax(scale * (h W^T + b))[target], entropy in nats), both float32 of shape N and differentiable."""
+    logprobs_N, entropy_N = _TokenLogprobs.apply(hidden_ND, weight_VD, bias_V, target_N, scale)
+    return logprobs_N, entropy_N
+
+
+def _log_softmax(hidden_CD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, scale: float) -> Tensor:
+    logits = torch.nn.functional.linear(hidden_CD, weight_VD.to(hidden_CD.dtype), bias_V)
+    return torch.log_softmax(logits.float() * scale, -1)
+
+
+def _chunks(count: int) -> list[slice]:
+    return [slice(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
