@@ -1,0 +1,345 @@
+"""Lets several loaded models speak to many people at once, from one background thread.
+
+Requests are added to their model's engine as they come and leave it as they finish (continuous batching): every round
+of the thread advances each busy engine by one token for all of its requests. The event loop keeps the books: which
+models are loaded, who uses them, which one has to go (the least recently used that nobody uses).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from itertools import count
+from typing import Any, Protocol
+
+from chatgrpo.errors import InvalidRequest, PlatformError, Unavailable
+from chatgrpo.inference.deltas import ChatDelta, TextStream
+from chatgrpo.inference.engine import Engine, FinishReason, GenerationRequest, SamplingParams, TokenEvent
+from chatgrpo.messages import Message, Role
+
+logger = logging.getLogger(__name__)
+
+
+class Template(Protocol):
+    """What is asked of a chat template (see `ChatTemplate`)."""
+
+    @property
+    def eos_ids(self) -> frozenset[int]: ...
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speaker:
+    """A model that is ready to speak. `context_window`: most tokens of prompt and reply together. The engine is only
+    touched by the runner's thread."""
+
+    engine: Engine
+    template: Template
+    context_window: int
+    version: str
+
+
+@dataclass(slots=True)
+class _Loaded:
+    speaker: Speaker
+    num_users: int = 0
+
+
+@dataclass(slots=True)
+class _Reply:
+    """Where the thread leaves what it sampled for one request; an error ends the reply."""
+
+    events: asyncio.Queue[list[TokenEvent] | Exception] = field(default_factory=asyncio.Queue)
+
+
+@dataclass(frozen=True, slots=True)
+class _Add:
+    engine: Engine
+    request: GenerationRequest
+    reply: _Reply
+    loop: asyncio.AbstractEventLoop
+
+
+@dataclass(frozen=True, slots=True)
+class _Cancel:
+    engine: Engine
+    request_id: str
+
+
+class ChatRunner:
+    """`load(name)` makes a Speaker; it blocks, is called in a worker thread, and raises PlatformError for a model that
+    cannot be had. At most `max_models` stay loaded; a request for one more waits up to `room_timeout_s` until one is
+    idle. All methods belong to one event loop."""
+
+    def __init__(self, load: Callable[[str], Speaker], *, max_models: int, room_timeout_s: float = 30.0) -> None:
+        self._load = load
+        self._max_models = max_models
+        self._room_timeout_s = room_timeout_s
+        self._loaded: OrderedDict[str, _Loaded] = OrderedDict()
+        self._changed = asyncio.Condition()
+        self._one_load = asyncio.Lock()
+        self._loads: dict[str, asyncio.Task[None]] = {}
+        self._ids = count()
+        self._num_active = 0
+        self._num_tokens = 0
+        self._thread = _EngineThread()
+
+    async def preload(self, model: str) -> None:
+        """Makes `model` ready before the first request asks for it."""
+        async with self._speaker(model):
+            pass
+
+    async def stream(
+        self, model: str, messages: Sequence[Message], params: SamplingParams
+    ) -> AsyncGenerator[ChatDelta, None]:
+        """The reply, piece by piece; closing the iterator takes the request out of the batch. Old turns are left out
+        of the prompt as far as the context window demands. Raises InvalidRequest when the newest message alone does
+        not fit, and what `load` raises."""
+        async with self._speaker(model) as speaker:
+            prompt = fit_prompt(speaker, messages, max_tokens=params.max_tokens)
+            request = GenerationRequest(
+                request_id=f"chat-{next(self._ids)}", prompt_ids=tuple(prompt), params=replace(params, stop=())
+            )
+            reply = _Reply()
+            self._num_active += 1
+            self._thread.add(_Add(speaker.engine, request, reply, asyncio.get_running_loop()))
+            try:
+                async for delta in self._deltas(speaker, reply, params.stop):
+                    yield delta
+            finally:
+                self._num_active -= 1
+                # Unknown to the engine when the reply is complete, which is allowed.
+                self._thread.cancel(_Cancel(speaker.engine, request.request_id))
+
+    def status(self) -> dict[str, Any]:
+        return {
+            "loaded_models": list(self._loaded),
+            "active_requests": self._num_active,
+            "tokens_generated": self._num_tokens,
+        }
+
+    def close(self) -> None:
+        """Ends the thread; replies that are being written end with Unavailable."""
+        self._thread.close()
+
+    async def _deltas(self, speaker: Speaker, reply: _Reply, stop: Sequence[str]) -> AsyncGenerator[ChatDelta, None]:
+        text = TextStream(speaker.template.decode, stop=stop)
+        num_tokens = 0
+        while True:
+            events = await self._next_events(reply)
+            self._num_tokens += len(events)
+            num_tokens += len(events)
+            reason = events[-1].finish_reason
+            piece = text.push([e.token_id for e in events if e.token_id not in speaker.template.eos_ids])
+            if text.stopped:
+                reason = FinishReason.STOP
+            elif reason is not None:
+                piece += text.finish()
+            if piece or reason is not None:
+                yield ChatDelta(text=piece, num_tokens=num_tokens, finish_reason=reason, model_version=speaker.version)
+                num_tokens = 0
+            if reason is not None:
+                return
+
+    async def _next_events(self, reply: _Reply) -> list[TokenEvent]:
+        """Everything that was sampled since the last call: a slow reader gets fewer, larger pieces."""
+        events: list[TokenEvent] = []
+        while not events or not reply.events.empty():
+            item = await reply.events.get()
+            if isinstance(item, Exception):
+                raise item
+            events += item
+        return events
+
+    @asynccontextmanager
+    async def _speaker(self, model: str) -> AsyncIterator[Speaker]:
+        loaded = await self._acquire(model)
+        try:
+            yield loaded.speaker
+        finally:
+            loaded.num_users -= 1
+            async with self._changed:
+                self._changed.notify_all()
+
+    async def _acquire(self, model: str) -> _Loaded:
+        while model not in self._loaded:
+            # Shielded: a client that leaves must not throw away a load that others wait for.
+            await asyncio.shield(self._load_once(model))
+        loaded = self._loaded[model]
+        self._loaded.move_to_end(model)
+        loaded.num_users += 1
+        return loaded
+
+    def _load_once(self, model: str) -> asyncio.Task[None]:
+        if model not in self._loads:
+            task = asyncio.create_task(self._load_model(model))
+            task.add_done_callback(lambda done: self._load_ended(model, done))
+            self._loads[model] = task
+        return self._loads[model]
+
+    def _load_ended(self, model: str, task: asyncio.Task[None]) -> None:
+        del self._loads[model]
+        if not task.cancelled() and task.exception() is not None:
+            logger.warning("could not load model=%s: %s", model, task.exception())
+
+    async def _load_model(self, model: str) -> None:
+        # One at a time: two loads would fight for memory and cores.
+        async with self._one_load:
+            await self._make_room()
+            speaker = await asyncio.to_thread(self._load, model)
+            self._loaded[model] = _Loaded(speaker)
+            logger.info("loaded model=%s version=%s", model, speaker.version)
+
+    async def _make_room(self) -> None:
+        """Unloads the least recently used model that nobody uses. Raises Unavailable when all stay in use."""
+        try:
+            async with asyncio.timeout(self._room_timeout_s), self._changed:
+                while len(self._loaded) >= self._max_models:
+                    idle = next((name for name, loaded in self._loaded.items() if not loaded.num_users), None)
+                    if idle is None:
+                        await self._changed.wait()
+                        continue
+                    del self._loaded[idle]
+                    logger.info("unloaded model=%s", idle)
+        except TimeoutError:
+            raise Unavailable(
+                f"all {self._max_models} model places of this replica are in use; try again, or raise "
+                "max_models_per_replica",
+                retry_after_s=self._room_timeout_s,
+            ) from None
+
+
+def fit_prompt(speaker: Speaker, messages: Sequence[Message], *, max_tokens: int) -> list[int]:
+    """Prompt ids of the newest part of the conversation that leaves room for `max_tokens`; system messages stay.
+    Raises InvalidRequest when the newest message alone is too long."""
+    room = speaker.context_window - max_tokens
+    if room < 1:
+        raise InvalidRequest(
+            f"{max_tokens} tokens are more than the model's context window of {speaker.context_window}; ask for fewer",
+            "max_tokens",
+        )
+    kept = list(messages)
+    while True:
+        ids = speaker.template.prompt_ids(kept)
+        if len(ids) <= room:
+            return ids
+        turns = [i for i, m in enumerate(kept) if m.role is not Role.SYSTEM]
+        if len(turns) <= 1:
+            raise InvalidRequest(
+                f"{len(ids)} tokens of prompt and {max_tokens} of reply exceed the model's context window of "
+                f"{speaker.context_window}; shorten the message or lower max_tokens",
+                "message",
+            )
+        # The next user turn becomes the first, because templates refuse a conversation that begins with a reply.
+        first = next((i for i in turns[1:] if kept[i].role is Role.USER), turns[-1])
+        kept = [m for i, m in enumerate(kept) if m.role is Role.SYSTEM or i >= first]
+
+
+class _EngineThread:
+    """Owns the engines: adds, cancels and steps them, and hands events to the event loop."""
+
+    def __init__(self) -> None:
+        self._inbox: queue.SimpleQueue[_Add | _Cancel | None] = queue.SimpleQueue()
+        self._replies: dict[int, dict[str, _Add]] = {}
+        self._engines: dict[int, Engine] = {}
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="chat-engines", daemon=True)
+        self._thread.start()
+
+    def add(self, request: _Add) -> None:
+        if self._closed:
+            raise Unavailable("this replica is shutting down; try again")
+        self._inbox.put(request)
+
+    def cancel(self, request: _Cancel) -> None:
+        self._inbox.put(request)
+
+    def close(self) -> None:
+        self._closed = True
+        self._inbox.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while self._take_inbox():
+            for key, engine in list(self._engines.items()):
+                self._step(key, engine)
+        for waiting in self._replies.values():
+            for add in waiting.values():
+                _deliver(add, Unavailable("this replica is shutting down; try again"))
+
+    def _take_inbox(self) -> bool:
+        """Waits only when no engine has work. False when the thread is to end."""
+        while True:
+            try:
+                item = self._inbox.get(block=not self._engines)
+            except queue.Empty:
+                return True
+            if item is None:
+                return False
+            if isinstance(item, _Add):
+                self._admit(item)
+            else:
+                self._forget(item)
+
+    def _admit(self, add: _Add) -> None:
+        try:
+            add.engine.add(add.request)
+        except PlatformError as error:
+            _deliver(add, error)
+            return
+        key = id(add.engine)
+        self._engines[key] = add.engine
+        self._replies.setdefault(key, {})[add.request.request_id] = add
+
+    def _forget(self, cancel: _Cancel) -> None:
+        if self._replies.get(id(cancel.engine), {}).pop(cancel.request_id, None) is not None:
+            cancel.engine.cancel(cancel.request_id)
+        self._rest_if_idle(id(cancel.engine))
+
+    def _step(self, key: int, engine: Engine) -> None:
+        waiting = self._replies.get(key, {})
+        try:
+            events = engine.step()
+        except Exception:
+            # Whatever breaks in a model (out of memory, a bad kernel) must end its replies, not the other models'.
+            logger.exception("a chat engine failed num_requests=%d", len(waiting))
+            self._fail(key, engine)
+            return
+        by_request: dict[str, list[TokenEvent]] = {}
+        for event in events:
+            by_request.setdefault(event.request_id, []).append(event)
+        for request_id, own in by_request.items():
+            if request_id in waiting:
+                _deliver(waiting[request_id], own)
+                if own[-1].finish_reason is not None:
+                    del waiting[request_id]
+        self._rest_if_idle(key)
+
+    def _fail(self, key: int, engine: Engine) -> None:
+        for request_id, add in self._replies.pop(key, {}).items():
+            engine.cancel(request_id)
+            _deliver(add, Unavailable("the model failed while it wrote this reply; try again"))
+        self._engines.pop(key, None)
+
+    def _rest_if_idle(self, key: int) -> None:
+        """Lets go of an engine without requests, so that an unloaded model's memory is given back."""
+        if not self._replies.get(key):
+            self._replies.pop(key, None)
+            self._engines.pop(key, None)
+
+
+def _deliver(add: _Add, item: list[TokenEvent] | Exception) -> None:
+    try:
+        add.loop.call_soon_threadsafe(add.reply.events.put_nowait, item)
+    except RuntimeError:
+        # The loop is closed: its replies have no reader any more.
+        logger.debug("dropped tokens of request=%s: its event loop is closed", add.request.request_id)
