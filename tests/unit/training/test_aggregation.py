@@ -15,7 +15,7 @@ LENGTHS_B = torch.tensor([1, 3, 0])
 
 def aggregate(loss_type: str, **kwargs: int) -> float:
     counts = {"num_rows_global": 5, "num_tokens_global": 8, "max_completion_length": 10} | kwargs
-    weights_N = token_weights_N(loss_type, ROW_N, LENGTHS_B, dtype=torch.float64, **counts)  # type: ignore[arg-type]
+    weights_N = token_weights_N(loss_type, ROW_N, LENGTHS_B, dtype=torch.float64, **counts)
     return (weights_N * LOSS_N).sum().item()
 
 
@@ -36,5 +36,5 @@ def test_dr_grpo_divides_by_a_constant() -> None:
 def test_grpo_equals_bnpo_for_one_row() -> None:
     row_N, lengths_B = torch.zeros(3, dtype=torch.int64), torch.tensor([3])
     counts = {"num_rows_global": 1, "num_tokens_global": 3, "max_completion_length": 10}
-    weights = [token_weights_N(name, row_N, lengths_B, **counts).tolist() for name in ("grpo", "bnpo")]  # type: ignore[arg-type]
+    weights = [token_weights_N(name, row_N, lengths_B, **counts).tolist() for name in ("grpo", "bnpo")]
     assert weights[0] == weights[1] == pytest.approx([1 / 3] * 3)

@@ -31,7 +31,7 @@ def test_refused(kwargs: dict[str, Any], message: str) -> None:
 
 def test_a_written_config_reads_back() -> None:
     for loss_type in ("grpo", "cispo", "sapo", "gspo"):
-        config = TrainConfig(loss_type=loss_type)  # type: ignore[arg-type]
+        config = TrainConfig(loss_type=loss_type)
         assert TrainConfig(**config.model_dump()) == config
 
 

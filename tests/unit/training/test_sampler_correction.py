@@ -49,7 +49,8 @@ def test_no_gradient_flows_through_the_correction() -> None:
 
 
 def test_off_policy_mask_drops_bad_rows_that_the_policy_has_left() -> None:
-    # mean l_mu - l: row 0 (0.5 + 0.1) / 2 = 0.3; row 1 0.3; row 2 0.05; threshold 0.2, advantages -, +, -
-    row = torch.tensor([0, 0, 1, 2])
-    keep = off_policy_keep_N(t(-1.5, -1.1, -1.3, -1.05), t(-1, -1, -1, -1), t(-1, -1, 1, -1), row, threshold=0.2)
-    assert keep.tolist() == [False, False, True, True]
+    # mean l_mu - l: row 0 (0.5 + 0.1) / 2 = 0.3; rows 1 and 2 0.3; row 3 0.05; threshold 0.2, advantages -, +, 0, -
+    row = torch.tensor([0, 0, 1, 2, 3])
+    logprobs, sampler = t(-1.5, -1.1, -1.3, -1.3, -1.05), t(-1, -1, -1, -1, -1)
+    keep = off_policy_keep_N(logprobs, sampler, t(-1, -1, 1, 0, -1), row, threshold=0.2)
+    assert keep.tolist() == [False, False, True, True, True]
