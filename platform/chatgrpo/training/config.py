@@ -164,7 +164,7 @@ class TrainConfig(Strict):
     warmup_steps: int = Field(0, ge=0, description="Linear warm-up from 0.")
     micro_batch_tokens: int = Field(4096, ge=1, description="Packed tokens per forward and backward.")
     gradient_checkpointing: bool = Field(False, description="Recompute activations: less memory, about 1/3 slower.")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Compute type; auto: bfloat16 on GPUs that have it, else float32."
     )
     lora: LoraConfig | None = Field(None, description="Adapters; empty: full fine-tuning.")
@@ -229,6 +229,11 @@ class TrainConfig(Strict):
             raise ValueError(
                 f"scale_rewards: {self.advantage_estimator} has a scale of its own and does not read "
                 f"{self.scale_rewards!r}; remove it"
+            )
+        if self.advantage_estimator == "gdpo" and self.overlong_buffer:
+            raise ValueError(
+                "overlong_buffer: gdpo normalises each reward of the rubric apart, a penalty on their sum has no "
+                "effect; add a length reward to the rubric"
             )
         return self
 

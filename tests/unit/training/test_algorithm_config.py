@@ -22,6 +22,7 @@ from chatgrpo.training.config import TrainConfig
         ({"delta": 1.25, "epsilon_high": 0.28}, "delta: 1.25 is not above 1.28"),
         ({"advantage_estimator": "rloo", "scale_rewards": "batch"}, "scale_rewards: rloo"),
         ({"advantage_estimator": "gdpo", "scale_rewards": "none"}, "scale_rewards: gdpo"),
+        ({"advantage_estimator": "gdpo", "overlong_buffer": 16}, "overlong_buffer: gdpo"),
     ],
 )
 def test_refused(kwargs: dict[str, Any], message: str) -> None:
