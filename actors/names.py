@@ -4,3 +4,5 @@ from __future__ import annotations
 
 NAMESPACE = "chatgrpo"
 JOB_SCHEDULER = "job_scheduler"
+CONVERSATION_SHARD = "conversation_shard-"
+"""Followed by the shard's number."""

@@ -58,6 +58,9 @@ _ID: Final = re.compile(r"[A-Za-z0-9._:@-]{1,128}")
 _FRESH: Final = SessionToken()
 DEFAULT_MESSAGES: Final = 50
 
+Planner = Callable[[Head, Summary, str], Write]
+"""What to write, given the newest head, its summary and the write's append id."""
+
 
 def estimate_tokens(text: str) -> int:
     """Four bytes of UTF-8 a token, rounded up: for windows only, where no tokenizer is at hand."""
@@ -91,12 +94,15 @@ class Conversations:
         user_id: str | None = None,
         context: Mapping[str, Any] | None = None,
         ttl_s: float | None = None,
+        append_id: str | None = None,
     ) -> Conversation:
         """With `ttl_s`, a conversation that is idle for so many seconds is deleted. Raises Conflict for a known id."""
         key = self._key(tenant, conversation_id or str(ULID()))
         self._limits.check_context(context or {})
-        write = history.create(user_id=user_id, context=dict(context or {}), ttl_s=ttl_s, now=self._clock.now())
-        return await self._create(key, write)
+        append_id = append_id or str(ULID())
+        now = self._clock.now()
+        write = history.create(user_id=user_id, context=dict(context or {}), ttl_s=ttl_s, now=now, append_id=append_id)
+        return await self._create(key, write, append_id)
 
     async def get(
         self,
@@ -128,11 +134,8 @@ class Conversations:
         if not messages and not context:
             raise InvalidRequest("give at least one message", "messages")
         turns = self._turns(messages, metadata, num_tokens)
-        append_id = append_id or str(ULID())
 
-        def plan(head: Head, summary: Summary) -> Write | None:
-            if any(known == append_id for known, _ in summary.recent):
-                return None
+        def plan(head: Head, summary: Summary, append_id: str) -> Write:
             check_version(conversation_id, summary, expected_version)
             merged = {**summary.context, **(context or {})}
             changed = merged if merged != summary.context else None
@@ -141,9 +144,7 @@ class Conversations:
             now = self._clock.now()
             return history.append(head, summary, turns, now=now, append_id=append_id, context=changed)
 
-        log = await self._update(conversation_id, tenant, plan, level)
-        made = dict(summary_of(log).recent).get(append_id, log.head.version)
-        return Appended(conversation_id=conversation_id, version=made, seq=log.head.seq)
+        return await self._write(conversation_id, tenant, plan, append_id, level)
 
     async def set_context(
         self,
@@ -152,19 +153,18 @@ class Conversations:
         *,
         tenant: str,
         expected_version: int | None = None,
+        append_id: str | None = None,
         level: Consistency | None = None,
     ) -> Appended:
         """Replaces the context, as a new version."""
         self._limits.check_context(context)
 
-        def plan(head: Head, summary: Summary) -> Write:
+        def plan(head: Head, summary: Summary, append_id: str) -> Write:
             check_version(conversation_id, summary, expected_version)
-            return history.append(
-                head, summary, (), now=self._clock.now(), append_id=str(ULID()), context=dict(context)
-            )
+            now = self._clock.now()
+            return history.append(head, summary, (), now=now, append_id=append_id, context=dict(context))
 
-        log = await self._update(conversation_id, tenant, plan, level)
-        return Appended(conversation_id=conversation_id, version=log.head.version, seq=log.head.seq)
+        return await self._write(conversation_id, tenant, plan, append_id, level)
 
     async def read_recent(
         self,
@@ -231,6 +231,7 @@ class Conversations:
         tenant: str,
         at_version: int | None = None,
         new_id: str | None = None,
+        append_id: str | None = None,
         session: SessionToken = _FRESH,
     ) -> Conversation:
         """A new conversation that begins with what is visible at `at_version`; the copy lives on when the original is
@@ -241,13 +242,25 @@ class Conversations:
         state = await state_at(self.tiers, log, version)
         turns = await visible_after(self.tiers, log, after=0, limit=state.num_messages, at_version=version)
         summary = summary_of(log)
+        append_id = append_id or str(ULID())
         write = history.fork(
-            summary, turns, context=state.context, origin=f"{conversation_id}@{version}", now=self._clock.now()
+            summary,
+            turns,
+            context=state.context,
+            origin=f"{conversation_id}@{version}",
+            now=self._clock.now(),
+            append_id=append_id,
         )
-        return await self._create(self._key(tenant, new_id or str(ULID())), write)
+        return await self._create(self._key(tenant, new_id or str(ULID())), write, append_id)
 
     async def rollback(
-        self, conversation_id: str, to_version: int, *, tenant: str, expected_version: int | None = None
+        self,
+        conversation_id: str,
+        to_version: int,
+        *,
+        tenant: str,
+        expected_version: int | None = None,
+        append_id: str | None = None,
     ) -> Appended:
         """Shows again what `to_version` showed, as a new version. What came between stays readable and may be rolled
         forward to."""
@@ -256,7 +269,7 @@ class Conversations:
         state = await state_at(self.tiers, log, to_version)
         began = summary_of(log).created_at
 
-        def plan(head: Head, summary: Summary) -> Write:
+        def plan(head: Head, summary: Summary, append_id: str) -> Write:
             if summary.created_at != began:
                 raise missing(conversation_id)  # deleted and created anew meanwhile
             check_version(conversation_id, summary, expected_version)
@@ -267,10 +280,10 @@ class Conversations:
                 context=state.context,
                 num_messages=state.num_messages,
                 now=self._clock.now(),
+                append_id=append_id,
             )
 
-        log = await self._update(conversation_id, tenant, plan, Consistency.STRONG)
-        return Appended(conversation_id=conversation_id, version=log.head.version, seq=log.head.seq)
+        return await self._write(conversation_id, tenant, plan, append_id, Consistency.STRONG)
 
     async def feedback(
         self,
@@ -302,11 +315,15 @@ class Conversations:
             raise missing(conversation_id)
         return given
 
+    async def opinions(self, conversation_id: str, *, tenant: str) -> dict[int, Feedback]:
+        """The opinion that counts for each judged turn, by the turn's version."""
+        return await self._feedback.newest(tenant, conversation_id)
+
     def export(
         self, *, tenant: str, user_id: str | None = None, include: Include = Include.FEEDBACK
     ) -> AsyncIterator[dict[str, Any]]:
         """Training lines (see `training_lines`), one a judged turn of the assistant (with `all`, one a turn)."""
-        return export_lines(self, self._feedback, tenant=tenant, user_id=user_id, include=include)
+        return export_lines(self, tenant=tenant, user_id=user_id, include=include)
 
     async def prefetch(self, *, tenant: str, user_id: str, limit: int = 4) -> int:
         """Warms L1 with the conversations that a user is about to touch: the newest ones. Returns how many."""
@@ -336,23 +353,30 @@ class Conversations:
         check_nothing_lost(log, level or self.default_level, session)
         return log
 
-    async def _update(
-        self, id_: str, tenant: str, plan: Callable[[Head, Summary], Write | None], level: Consistency | None
-    ) -> Log:
+    async def _write(
+        self, id_: str, tenant: str, plan: Planner, append_id: str | None, level: Consistency | None
+    ) -> Appended:
+        """Commits what `plan` makes of the newest state, unless a write with this `append_id` is there already."""
+        append_id = append_id or str(ULID())
+
         def plan_log(log: Log | None) -> Write | None:
             if log is None or is_expired(log.head, self._clock.now()):
                 raise missing(id_)
-            return plan(log.head, summary_of(log))
+            summary = summary_of(log)
+            return None if append_id in dict(summary.recent) else plan(log.head, summary, append_id)
 
         log = await self.tiers.update(self._key(tenant, id_), plan_log, level or self.default_level)
         assert log is not None
-        return log
+        version = dict(summary_of(log).recent)[append_id]
+        return Appended(conversation_id=id_, version=version, seq=log.head.seq)
 
-    async def _create(self, key: Key, write: Write) -> Conversation:
-        def plan(log: Log | None) -> Write:
-            if log is not None:
-                raise Conflict(f"conversation {key.id} exists already; choose another id or none", log.head.version)
-            return write
+    async def _create(self, key: Key, write: Write, append_id: str) -> Conversation:
+        def plan(log: Log | None) -> Write | None:
+            if log is None:
+                return write
+            if append_id in dict(summary_of(log).recent):
+                return None
+            raise Conflict(f"conversation {key.id} exists already; choose another id or none", log.head.version)
 
         existing = await self.tiers.store.tail(key, 0)
         if existing is not None and is_expired(existing.head, self._clock.now()):

@@ -11,15 +11,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from chatgrpo.errors import NotFound
 from chatgrpo.messages import Role
-from chatgrpo.state.feedback import Feedback, FeedbackLog
+from chatgrpo.state.conversation import Page
+from chatgrpo.state.feedback import Feedback
 from chatgrpo.state.history import Turn
-
-if TYPE_CHECKING:
-    from chatgrpo.state.conversations import Conversations
 
 PAGE = 100
 
@@ -29,6 +27,16 @@ class Include(StrEnum):
 
     FEEDBACK = "feedback"
     ALL = "all"
+
+
+class Source(Protocol):
+    """The part of `Conversations` that an export reads."""
+
+    async def list(self, *, tenant: str, user_id: str | None, cursor: str | None, limit: int) -> Page: ...
+
+    async def read(self, conversation_id: str, *, tenant: str, limit: int) -> tuple[Turn, ...]: ...
+
+    async def opinions(self, conversation_id: str, *, tenant: str) -> dict[int, Feedback]: ...
 
 
 def training_lines(
@@ -60,18 +68,18 @@ def _answer(turn: Turn, opinion: Feedback | None) -> str | None:
 
 
 async def export_lines(
-    conversations: Conversations, feedback: FeedbackLog, *, tenant: str, user_id: str | None, include: Include
+    source: Source, *, tenant: str, user_id: str | None, include: Include
 ) -> AsyncIterator[dict[str, Any]]:
     """Lines of all of a tenant's (a user's) conversations. One that is deleted while the export runs is left out."""
     cursor = None
     while True:
-        page = await conversations.list(tenant=tenant, user_id=user_id, cursor=cursor, limit=PAGE)
+        page = await source.list(tenant=tenant, user_id=user_id, cursor=cursor, limit=PAGE)
         for found in page.conversations:
-            judged = await feedback.newest(tenant, found.id)
+            judged = await source.opinions(found.id, tenant=tenant)
             if not judged and include is Include.FEEDBACK:
                 continue
             try:
-                turns = await conversations.read(found.id, tenant=tenant, limit=max(1, found.num_messages))
+                turns = await source.read(found.id, tenant=tenant, limit=max(1, found.num_messages))
             except NotFound:
                 continue
             for line in training_lines(found.id, turns, judged, include):

@@ -100,7 +100,13 @@ def clip(ranges: Ranges, version: int) -> Ranges:
 
 
 def create(
-    *, user_id: str | None, context: Mapping[str, Any], ttl_s: float | None, now: float, forked_from: str | None = None
+    *,
+    user_id: str | None,
+    context: Mapping[str, Any],
+    ttl_s: float | None,
+    now: float,
+    append_id: str,
+    forked_from: str | None = None,
 ) -> Write:
     summary = Summary(
         version=0,
@@ -114,7 +120,7 @@ def create(
         rollback_at=0,
         context_at=0,
         base=(),
-        recent=(),
+        recent=((append_id, 0),),
     )
     return Write(head=_head(summary), records=(_record(CREATED, now, (0, 0, 0), {"context": context}),), based_on=0)
 
@@ -146,24 +152,40 @@ def append(
         num_messages=summary.num_messages + len(turns),
         context_at=context_at,
         context=summary.context if context is None else context,
-        recent=(*summary.recent, (append_id, version))[-MAX_RECENT_APPENDS:],
+        recent=_remember(summary, append_id, version),
     )
     return Write(head=_head(new), records=tuple(records), based_on=head.seq)
 
 
-def fork(source: Summary, turns: Sequence[Turn], *, context: Mapping[str, Any], origin: str, now: float) -> Write:
+def fork(
+    source: Summary, turns: Sequence[Turn], *, context: Mapping[str, Any], origin: str, now: float, append_id: str
+) -> Write:
     """A new log that begins with copies of the turns, in one write."""
-    first = create(user_id=source.user_id, context=context, ttl_s=source.ttl_s, now=now, forked_from=origin)
+    first = create(
+        user_id=source.user_id,
+        context=context,
+        ttl_s=source.ttl_s,
+        now=now,
+        append_id=append_id,
+        forked_from=origin,
+    )
     if not turns:
         return first
     copied = [(turn.message, turn.num_tokens, turn.metadata) for turn in turns]
     began = decode_head(Key("", "", ""), first.head)
-    rest = append(first.head, began, copied, now=now, append_id=origin)
+    rest = append(first.head, began, copied, now=now, append_id=append_id)
     return Write(head=rest.head, records=first.records + rest.records, based_on=0)
 
 
 def rollback(
-    head: Head, summary: Summary, *, ranges: Ranges, context: Mapping[str, Any], num_messages: int, now: float
+    head: Head,
+    summary: Summary,
+    *,
+    ranges: Ranges,
+    context: Mapping[str, Any],
+    num_messages: int,
+    now: float,
+    append_id: str,
 ) -> Write:
     """A new version at which `ranges` are visible and `context` holds."""
     version = summary.version + 1
@@ -177,6 +199,7 @@ def rollback(
         context_at=version,
         context=context,
         base=ranges,
+        recent=_remember(summary, append_id, version),
     )
     return Write(head=_head(new), records=(record,), based_on=head.seq)
 
@@ -233,6 +256,10 @@ def _entry(key: Key, record: Record) -> Entry:
 def decode_body(key: Key, record: Record) -> dict[str, Any]:
     """A packed record of any log. Raises CorruptState naming it."""
     return _unpack(record.data, key, f"record {record.version}")
+
+
+def _remember(summary: Summary, append_id: str, version: int) -> tuple[tuple[str, int], ...]:
+    return (*summary.recent, (append_id, version))[-MAX_RECENT_APPENDS:]
 
 
 def _changed(summary: Summary, **changes: Any) -> Summary:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from chatgrpo.clock import Clock
+from chatgrpo.config import PlatformConfig
 from chatgrpo.errors import InvalidRequest
 from chatgrpo.state.consistency import Consistency
 from chatgrpo.state.conversations import Conversations
@@ -36,3 +37,8 @@ async def open_conversations(
     tiers = TieredStore(await open_store(address), clock=clock)
     await tiers.start()
     return Conversations(tiers, clock=clock, limits=limits, level=level)
+
+
+async def open_platform_conversations(platform: PlatformConfig) -> Conversations:
+    """What the platform's settings say: Redis when there is a `redis_url`, else SQLite under `home`."""
+    return await open_conversations(platform.redis_url or platform.state_db)
