@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from chatgrpo.errors import InvalidRequest
@@ -37,6 +37,24 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     return data or {}
 
 
+class DecodingPreset(Strict):
+    """How a reply is sampled when a chat request names this preset as its `strategy`."""
+
+    temperature: float = Field(0.7, ge=0, le=10, description="0 is greedy.")
+    max_tokens: int = Field(512, ge=1, le=32768, description="Longest reply, in tokens.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling; 1 is off.")
+    top_k: int = Field(0, ge=0, description="Top-k sampling; 0 is off.")
+
+
+def _presets() -> dict[str, DecodingPreset]:
+    return {
+        "default": DecodingPreset(),
+        "advanced": DecodingPreset(top_p=0.9, top_k=50),
+        "precise": DecodingPreset(temperature=0.0),
+        "creative": DecodingPreset(temperature=1.0, top_p=0.95),
+    }
+
+
 class PlatformConfig(BaseSettings):
     """Where things live and how the service listens. `configs/platform.yaml` shows every field."""
 
@@ -52,7 +70,23 @@ class PlatformConfig(BaseSettings):
     )
     max_models_per_replica: int = Field(2, ge=1, description="Models one chat replica keeps loaded (least recent out).")
     chat_threads: int = Field(1, ge=1, description="CPU threads of one chat replica.")
+    decoding_presets: dict[str, DecodingPreset] = Field(
+        default_factory=_presets, description="What `strategy` in a chat request can name; `default` must be there."
+    )
+    max_history_tokens: int = Field(
+        8192,
+        ge=1,
+        description="Newest part of a conversation that the model is given; its context window bounds it too.",
+    )
+    max_body_bytes: int = Field(4 * 1024 * 1024, ge=1, description="Largest request body that is accepted.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level logged.")
+
+    @field_validator("decoding_presets")
+    @classmethod
+    def _has_default(cls, presets: dict[str, DecodingPreset]) -> dict[str, DecodingPreset]:
+        if "default" not in presets:
+            raise ValueError(f"needs a preset named `default`; has {', '.join(presets) or 'none'}")
+        return presets
 
     @property
     def runs_dir(self) -> Path:

@@ -1,0 +1,210 @@
+"""How the platform is: health, metrics, status. Every figure is measured at the time of the request."""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from starlette.requests import HTTPConnection
+
+from chatgrpo.api.errors import RESPONSES, ErrorBody
+from chatgrpo.api.services import Services
+from chatgrpo.errors import PlatformError, Unavailable
+from chatgrpo.jobs.job import JobState
+from chatgrpo.monitoring.requests import RequestMetrics, RequestTotals
+from chatgrpo.monitoring.system import read_system
+
+router = APIRouter(tags=["operations"], responses=RESPONSES)
+
+# A component that takes longer to say how it is counts as down.
+PROBE_TIMEOUT_S = 2.0
+
+Facts = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operations:
+    """Reads how the platform is. `totals` are those of the API, wherever this object lives."""
+
+    services: Services
+    totals: Callable[[], Awaitable[RequestTotals]]
+    started_s: float
+
+    async def health(self) -> Facts:
+        components, queue, _ = await self._probe()
+        totals = await self.totals()
+        return {
+            "status": overall(components),
+            "timestamp": self._timestamp(),
+            "uptime": self._uptime_s(),
+            "components": components,
+            "resource_utilization": await asyncio.to_thread(read_system, self.services.config.home),
+            "active_jobs": _count_active(queue),
+            "queue_size": _count(queue, JobState.QUEUED),
+            "error_rate": totals.error_rate,
+        }
+
+    async def metrics(self) -> Facts:
+        components, queue, chat = await self._probe()
+        totals = await self.totals()
+        return {
+            "timestamp": self._timestamp(),
+            "system_metrics": await asyncio.to_thread(read_system, self.services.config.home),
+            "training_metrics": {
+                "queue_size": _count(queue, JobState.QUEUED),
+                "running_jobs": _count_active(queue),
+                "completed_jobs": _count(queue, JobState.SUCCEEDED),
+                "failed_jobs": _count(queue, JobState.FAILED),
+                "cancelled_jobs": _count(queue, JobState.CANCELLED),
+                "jobs_by_state": queue.get("states", {}),
+            },
+            "chat_metrics": chat,
+            "api_metrics": {
+                "total_requests": totals.total_requests,
+                "error_rate": totals.error_rate,
+                "average_response_time": totals.average_response_time_s,
+                "cache_hit_rate": None,
+                "active_connections": totals.active_connections,
+            },
+            "alerts": [
+                {"name": "component_down", "severity": "critical", "component": name, "message": state["message"]}
+                for name, state in components.items()
+                if state["status"] != "healthy"
+            ],
+        }
+
+    async def status(self) -> Facts:
+        components, queue, chat = await self._probe()
+        config = self.services.config
+        return {
+            "status": overall(components),
+            "version": version("chatgrpo"),
+            "python": platform.python_version(),
+            "timestamp": self._timestamp(),
+            "uptime": self._uptime_s(),
+            "components": components,
+            "default_model": config.default_model,
+            "strategies": sorted(config.decoding_presets),
+            "state_store": "redis" if config.redis_url else "sqlite",
+            "queue": queue,
+            "chat": chat,
+        }
+
+    async def prometheus(self, requests: RequestMetrics) -> bytes:
+        """A component that does not answer is missing from the text, and `chatgrpo_component_up` says so."""
+        components, queue, chat = await self._probe()
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(_Facts(components, queue, chat))
+        return requests.prometheus() + generate_latest(registry)
+
+    async def _probe(self) -> tuple[dict[str, Facts], Facts, Facts]:
+        (jobs, queue), (chat, chat_status), (store, _) = await asyncio.gather(
+            self._ask(self.services.jobs.queue()),
+            self._ask(self.services.chat.status()),
+            self._ask(self.services.conversations.ping()),
+        )
+        return {"jobs": jobs, "chat": chat, "conversations": store}, queue or {}, chat_status or {}
+
+    async def _ask(self, question: Awaitable[Facts | None]) -> tuple[Facts, Facts | None]:
+        started = self.services.clock.monotonic()
+        try:
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
+                answer = await question
+        except TimeoutError:
+            return {"status": "unhealthy", "message": f"no answer within {PROBE_TIMEOUT_S:g} s"}, None
+        except PlatformError as error:
+            return {"status": "unhealthy", "message": error.message}, None
+        return {"status": "healthy", "latency_ms": 1000 * (self.services.clock.monotonic() - started)}, answer
+
+    def _timestamp(self) -> str:
+        return datetime.fromtimestamp(self.services.clock.now(), UTC).isoformat()
+
+    def _uptime_s(self) -> float:
+        return self.services.clock.monotonic() - self.started_s
+
+
+def overall(components: dict[str, Facts]) -> str:
+    """`degraded` as long as something still works."""
+    num_healthy = sum(c["status"] == "healthy" for c in components.values())
+    return "healthy" if num_healthy == len(components) else "degraded" if num_healthy else "unhealthy"
+
+
+def operations_of(connection: HTTPConnection) -> Operations:
+    operations = connection.app.state.operations
+    assert isinstance(operations, Operations)
+    return operations
+
+
+OperationsOf = Annotated[Operations, Depends(operations_of)]
+
+
+@router.get("/api/v2/health", responses={503: {"description": "Nothing behind the API answers.", "model": ErrorBody}})
+async def health(operations: OperationsOf) -> Response:
+    """Components, machine, queue. Status 503 when no component answers."""
+    facts = await operations.health()
+    if facts["status"] == "unhealthy":
+        messages = "; ".join(f"{name}: {c['message']}" for name, c in facts["components"].items())
+        raise Unavailable(f"no component answers ({messages})", retry_after_s=5)
+    return JSONResponse(facts)
+
+
+@router.get("/api/v2/metrics")
+async def metrics(operations: OperationsOf) -> Facts:
+    """The same figures as `/metrics`, and the machine's, as JSON. `cache_hit_rate` is null while no cache is on."""
+    return await operations.metrics()
+
+
+@router.get("/api/v2/system/status")
+async def system_status(operations: OperationsOf) -> Facts:
+    """Version, components, queue and loaded models."""
+    return await operations.status()
+
+
+@router.get("/metrics", response_class=PlainTextResponse)
+async def prometheus(operations: OperationsOf, connection: HTTPConnection) -> Response:
+    """Prometheus text."""
+    return Response(await operations.prometheus(connection.app.state.metrics), media_type=CONTENT_TYPE_LATEST)
+
+
+class _Facts(Collector):
+    """What other processes reported at this scrape, as metric families."""
+
+    def __init__(self, components: dict[str, Facts], queue: Facts, chat: Facts) -> None:
+        self._components, self._queue, self._chat = components, queue, chat
+
+    def collect(self) -> list[Metric]:
+        up = GaugeMetricFamily("chatgrpo_component_up", "1 when the component answers.", labels=["component"])
+        for name, state in self._components.items():
+            up.add_metric([name], float(state["status"] == "healthy"))
+        families: list[Metric] = [up]
+        if self._queue:
+            jobs = GaugeMetricFamily("chatgrpo_jobs", "Jobs by state.", labels=["state"])
+            for job_state in JobState:
+                jobs.add_metric([job_state], _count(self._queue, job_state))
+            families.append(jobs)
+        if self._chat:
+            families.append(
+                GaugeMetricFamily("chatgrpo_chat_requests", "Replies being written.", self._chat["active_requests"])
+            )
+            families.append(
+                CounterMetricFamily("chatgrpo_chat_tokens", "Tokens sampled for chat.", self._chat["tokens_generated"])
+            )
+        return families
+
+
+def _count(queue: Facts, state: JobState) -> int:
+    return int(queue.get("states", {}).get(state, 0))
+
+
+def _count_active(queue: Facts) -> int:
+    return sum(_count(queue, state) for state in JobState if state.is_active)
