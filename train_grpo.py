@@ -4,7 +4,7 @@
     python train_grpo.py --job ID        (how the platform starts a queued job)
 
 Every worker runs `chatgrpo.training.loop.train`; Ray Train forms the process group, restarts nothing by itself and
-keeps the list of checkpoints. A run continues from the newest whole checkpoint in its folder, which all workers must see.
+keeps the list of checkpoints. A run continues from the newest whole checkpoint in its folder, which all workers see.
 """
 
 from __future__ import annotations

@@ -102,9 +102,9 @@ class _Part:
 
     def attend(self, query_THD: Tensor, key_TKD: Tensor, value_TKD: Tensor, scale: float) -> Tensor:
         rows, num_queries, num_keys = self._shape
-        query = query_THD.index_select(0, self._queries).unflatten(0, (rows, num_queries)).transpose(1, 2)
-        key = key_TKD.index_select(0, self._keys).unflatten(0, (rows, num_keys)).transpose(1, 2)
-        value = value_TKD.index_select(0, self._keys).unflatten(0, (rows, num_keys)).transpose(1, 2)
+        query = query_THD.index_select(0, self._queries).view(rows, num_queries, *query_THD.shape[1:]).transpose(1, 2)
+        key = key_TKD.index_select(0, self._keys).view(rows, num_keys, *key_TKD.shape[1:]).transpose(1, 2)
+        value = value_TKD.index_select(0, self._keys).view(rows, num_keys, *value_TKD.shape[1:]).transpose(1, 2)
         out = torch.nn.functional.scaled_dot_product_attention(
             query,
             key,

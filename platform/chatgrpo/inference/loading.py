@@ -59,9 +59,9 @@ def load(
         merged = PeftModel.from_pretrained(base.model, ref.adapter).merge_and_unload()
         return LoadedModel(name, merged.eval(), base.template)
     folder = _folder(ref, models_dir)
-    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=ATTENTION)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=ATTENTION)
     return LoadedModel(name, model.to(device).eval(), ChatTemplate(tokenizer, _eos_ids(model)))
 
 
@@ -100,8 +100,8 @@ def _made_once(folder: Path, make: Callable[[Path], None]) -> Path:
 
 def _make_smollm2(folder: Path) -> None:
     gguf = models.smollm2_gguf()
-    transformers_logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     # transformers refuses to save a model that still says it is quantised, although these weights are plain float32.
     model.hf_quantizer = None
     model.is_quantized = False
@@ -123,7 +123,7 @@ def _make_tiny(folder: Path) -> None:
     raw = Tokenizer(WordLevel(vocabulary, unk_token="<|unknown|>"))  # noqa: S106
     raw.pre_tokenizer = Split(Regex(r"[\s\S]"), "isolated")
     raw.decoder = Fuse()
-    tokenizer = PreTrainedTokenizerFast(
+    tokenizer: Any = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=raw,
         pad_token="<|pad|>",  # noqa: S106
         eos_token="<|end|>",  # noqa: S106

@@ -4,7 +4,7 @@ config.yaml         written by the scheduler before each attempt: the TrainConfi
 stop                written by the scheduler: "preempt", "resize" or "pause". The run looks at it after every step,
                     saves a checkpoint, writes result.json with status "stopped" and exits with status 0
 metrics.jsonl       appended by the run, one line a step: {"step", "total_steps", "eta_s", "reward", ...}
-trajectories.jsonl  appended by the run, one episode a line
+trajectories-<rank>.jsonl  appended by each worker of the run, one episode a line
 checkpoints/        complete checkpoints only (see checkpoints.py)
 result.json         written last by the run: {"status": "succeeded" | "failed" | "stopped", "error", "cause", ...}
 log-<attempt>.txt   what the run printed, kept by the scheduler when the run has ended
@@ -16,7 +16,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +43,8 @@ class RunFolder:
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 
-    @property
-    def trajectories(self) -> Path:
-        return self.path / "trajectories.jsonl"
+    def trajectories(self, rank: int) -> Path:
+        return self.path / f"trajectories-{rank}.jsonl"
 
     @property
     def checkpoints(self) -> Path:
@@ -92,7 +91,8 @@ class RunFolder:
         return [by_step[step] for step in sorted(by_step)]
 
     def read_trajectories(self, offset: int, limit: int) -> list[dict[str, Any]]:
-        return list(islice(read_jsonl(self.trajectories), offset, offset + limit))
+        files = sorted(self.path.glob("trajectories-*.jsonl"))
+        return list(islice(chain.from_iterable(map(read_jsonl, files)), offset, offset + limit))
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:

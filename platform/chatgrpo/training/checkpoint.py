@@ -24,12 +24,18 @@ from chatgrpo.training.policy import Policy
 
 @dataclass(slots=True)
 class RunState:
-    """`evaluations` are (step, result), oldest first; the first one is of the untrained policy."""
+    """`evaluations` are (step, result), oldest first; the first one is of the untrained policy. `cursors`: by rank."""
 
     step: int = 0
     num_updates: int = 0
-    cursor: dict[str, Any] = field(default_factory=dict)
+    cursors: list[dict[str, Any]] = field(default_factory=list)
     evaluations: list[tuple[int, Evaluation]] = field(default_factory=list)
+
+    def cursor_of(self, rank: int, world_size: int) -> dict[str, Any]:
+        """Where this rank's data stream goes on: its own place, or with another number of ranks behind all of them."""
+        if world_size == len(self.cursors):
+            return self.cursors[rank]
+        return {**self.cursors[0], "drawn": max(int(cursor["drawn"]) for cursor in self.cursors)}
 
 
 def save_checkpoint(

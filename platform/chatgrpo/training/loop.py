@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from chatgrpo.environments.base import Task
 from chatgrpo.environments.registry import build_source
 from chatgrpo.errors import InvalidRequest
 from chatgrpo.inference.loading import load
@@ -28,6 +27,7 @@ from chatgrpo.rollouts.collector import collect
 from chatgrpo.rollouts.cursor import DataCursor
 from chatgrpo.rollouts.episode import Group
 from chatgrpo.rollouts.params import RolloutParams
+from chatgrpo.rollouts.sampling import decide
 from chatgrpo.rollouts.stats import RolloutStats
 from chatgrpo.rollouts.trajectories import append_groups
 from chatgrpo.training import ranks
@@ -105,7 +105,9 @@ class Run:
             config, self.policy, self.optimization, total_updates=self.total_steps * config.num_iterations
         )
         self.engine = TorchEngine(self.policy.causal_lm, self.template, max_batch_size=config.rollout_batch_size)
-        self.cursor = DataCursor(len(self.tasks), seed=config.seed, rank=ranks.rank(), world_size=ranks.world_size())
+        self.cursor = DataCursor(
+            num_tasks=len(self.tasks), seed=config.seed, rank=ranks.rank(), world_size=ranks.world_size()
+        )
         self.state = RunState()
         self.trackers: Trackers | None = None
 
@@ -115,7 +117,7 @@ class Run:
         path = ranks.gather(found)[0]
         if path is not None:
             self.state = load_checkpoint(path, self.policy, self.optimization)
-            self.cursor.load_state_dict(self.state.cursor)
+            self.cursor.load_state_dict(self.state.cursor_of(ranks.rank(), ranks.world_size()))
             self.learner.num_updates = self.state.num_updates
             self.engine.weights_changed(self.state.step)
             logger.info("resume run=%s step=%d checkpoint=%s", self.place.run_id, self.state.step, path.name)
@@ -179,7 +181,7 @@ class Run:
         self.engine.weights_changed(self.state.step)
         updated = time.monotonic()
         stats = sum(ranks.gather(stats), RolloutStats())
-        append_groups(self._trajectories(), groups, step=self.state.step)
+        append_groups(self.folder.trajectories(ranks.rank()), groups, step=self.state.step)
         return {
             **stats.metrics(),
             **self.rewards.take_metrics(),
@@ -197,32 +199,31 @@ class Run:
 
     def _collect(self) -> tuple[list[Group], RolloutStats]:
         """This rank's groups for one step; with dynamic sampling, rounds of new tasks in place of useless groups."""
-        wanted = self.config.prompts_per_step // ranks.world_size()
-        kept: list[Group] = []
+        config, wanted = self.config, self.config.prompts_per_step // ranks.world_size()
+        played: list[Group] = []
         stats = RolloutStats()
-        rounds = self.config.max_resample_rounds + 1 if self.config.dynamic_sampling else 1
+        missing, round_index = wanted, 0
         with self.optimization.whole_weights(), self.policy.autocast():
-            for round_index in range(rounds):
-                missing = wanted - len(kept)
-                tasks: list[Task] = [self.tasks.task(i) for i in self.cursor.next(missing)]
+            while True:
                 collected = collect(
                     self.engine,
                     self.template,
                     self.tasks,
-                    tasks,
+                    [self.tasks.task(i) for i in self.cursor.next(missing)],
                     self.params,
                     rewards=self.rewards,
-                    seed=self.config.seed,
+                    seed=config.seed,
                     step=self.state.step,
                     round=round_index,
                 )
+                played += collected.groups
                 stats = stats + collected.stats
-                is_last = round_index == rounds - 1
-                kept += [g for g in collected.groups if is_last or not (rounds > 1 and g.is_zero_variance)]
-                # A rank that has enough still takes part in the weight gathering of those that have not.
-                if ranks.max_over_ranks(float(len(kept) < wanted)) == 0:
-                    break
-        return kept, stats
+                if not config.dynamic_sampling:
+                    return played, stats
+                decision = decide(played, wanted=wanted, round=round_index, max_rounds=config.max_resample_rounds)
+                if decision.done:
+                    return list(decision.keep), stats
+                missing, round_index = decision.resample, round_index + 1
 
     # Reports
 
@@ -271,7 +272,7 @@ class Run:
         return ""
 
     def _save(self) -> Path:
-        self.state.cursor = self.cursor.state_dict()
+        self.state.cursors = ranks.gather(self.cursor.state_dict())
         self.state.num_updates = self.learner.num_updates
         latest = {"eval_reward": self.state.evaluations[-1][1].reward} if self._evaluated_now() else {}
         path = save_checkpoint(self.folder.checkpoints, self.state, self.policy, self.optimization, metrics=latest)
@@ -286,10 +287,6 @@ class Run:
                     self.policy, self.template, base_model=self.config.model, folder=self.place.run_dir / "export"
                 )
         ranks.barrier()
-
-    def _trajectories(self) -> Path:
-        path = self.folder.trajectories
-        return path if ranks.world_size() == 1 else path.with_name(f"trajectories-{ranks.rank()}.jsonl")
 
 
 def train(config: TrainConfig, place: Place, report: Report) -> Outcome:

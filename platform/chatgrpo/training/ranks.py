@@ -55,7 +55,7 @@ def sum_gradients(parameters: list[torch.nn.Parameter]) -> None:
     for grads in by_dtype.values():
         flat = torch.cat([g.flatten() for g in grads])
         dist.all_reduce(flat)
-        for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+        for grad, part in zip(grads, torch.split(flat, [g.numel() for g in grads]), strict=True):
             grad.copy_(part.view_as(grad))
 
 

@@ -20,7 +20,7 @@ class _TokenLogprobs(torch.autograd.Function):
     dl/dz = onehot(y) - p, dH/dz = -p (log p + H)."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, target_N: Tensor, scale: float
     ) -> tuple[Tensor, Tensor]:
         logprobs, entropies = [], []
@@ -36,7 +36,7 @@ class _TokenLogprobs(torch.autograd.Function):
         return torch.cat(logprobs), torch.cat(entropies)
 
     @staticmethod
-    def backward(ctx: Any, grad_logprobs_N: Tensor, grad_entropy_N: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_logprobs_N: Tensor, grad_entropy_N: Tensor) -> tuple[Tensor | None, ...]:
         hidden_ND, weight_VD, target_N, *rest = ctx.saved_tensors
         bias_V = rest[0] if rest else None
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
@@ -68,7 +68,7 @@ def token_logprobs(
     hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, target_N: Tensor, *, scale: float
 ) -> tuple[Tensor, Tensor]:
     """(log softmax(scale * (h W^T + b))[target], entropy in nats), both float32 of shape N and differentiable."""
-    logprobs_N, entropy_N = _TokenLogprobs.apply(hidden_ND, weight_VD, bias_V, target_N, scale)
+    logprobs_N, entropy_N = _TokenLogprobs.apply(hidden_ND, weight_VD, bias_V, target_N, scale)  # type: ignore[no-untyped-call]
     return logprobs_N, entropy_N
 
 

@@ -5,6 +5,7 @@ A tracker that cannot start fails the run; one that cannot log warns once and is
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 from collections.abc import Callable, Mapping
@@ -45,8 +46,7 @@ class MlflowTracker:
     """Parameters and metrics to MLFLOW_TRACKING_URI, or to an SQLite store under `home`."""
 
     def __init__(self, config: TrainConfig, run_id: str, home: Path) -> None:
-        import mlflow
-
+        mlflow: Any = importlib.import_module("mlflow")
         if not mlflow.is_tracking_uri_set():
             mlflow.set_tracking_uri(f"sqlite:///{home / 'mlflow.db'}")
         mlflow.set_experiment(config.experiment_name)
@@ -66,8 +66,7 @@ class WandbTracker:
     """To Weights & Biases; WANDB_MODE=offline keeps everything on this machine."""
 
     def __init__(self, config: TrainConfig, run_id: str, home: Path) -> None:
-        import wandb
-
+        wandb: Any = importlib.import_module("wandb")
         self._run = wandb.init(
             project="chatgrpo",
             group=config.experiment_name,
