@@ -11,18 +11,21 @@ from chatgrpo.state.consistency import Consistency
 from chatgrpo.state.conversations import Conversations
 from chatgrpo.state.limits import Limits
 from chatgrpo.state.memory import MemoryStore
+from chatgrpo.state.redis import RedisStore
 from chatgrpo.state.sqlite import SqliteStore
 from chatgrpo.state.store import Store
 from chatgrpo.state.tiered import TieredStore
 
 
 async def open_store(address: str | Path) -> Store:
-    """`memory:` or the path of a SQLite file."""
+    """`memory:`, `redis://...`, or the path of a SQLite file."""
     text = str(address)
     if text == "memory:":
         return MemoryStore()
+    if text.startswith(("redis://", "rediss://", "unix://")):
+        return await RedisStore.open(text)
     if "://" in text:
-        raise InvalidRequest(f"{text}: give memory: or the path of a SQLite file", "state.url")
+        raise InvalidRequest(f"{text}: give redis://..., memory: or the path of a SQLite file", "redis_url")
     return SqliteStore(text)
 
 

@@ -2,18 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from ulid import ULID
 
 from chatgrpo.state.memory import MemoryStore
+from chatgrpo.state.redis import RedisStore
 from chatgrpo.state.sqlite import SqliteStore
 from chatgrpo.state.store import Store
+from tests.redis_server import RedisServer, shared_url
+
+BACKENDS = ("memory", "sqlite", "redis")
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    url = shared_url()
+    if url is not None:
+        yield url
+        return
+    server = RedisServer(tmp_path_factory.mktemp("redis")).start()
+    yield server.url
+    server.kill()
+
+
+@pytest.fixture(params=BACKENDS)
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
-    opened: Store = MemoryStore() if request.param == "memory" else SqliteStore(tmp_path / "state.db")
+    opened = await open_backend(request, tmp_path)
     yield opened
     await opened.close()
+
+
+async def open_backend(request: pytest.FixtureRequest, folder: Path) -> Store:
+    """A store with nothing in it."""
+    if request.param == "memory":
+        return MemoryStore()
+    if request.param == "sqlite":
+        return SqliteStore(folder / "state.db")
+    # Tests share the server; a prefix of one's own is an empty store.
+    return await RedisStore.open(request.getfixturevalue("redis_url"), prefix=f"{ULID()}:")
