@@ -65,11 +65,13 @@ def total(amounts: Iterable[Amount]) -> Amount:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a job needs to run: a gang of `least` to `most` equal workers, all or none."""
+    """What a job needs to run: a gang of `least` to `most` equal workers, all or none. Worker counts in between must
+    divide `splits` (the tasks of a step, dealt out equally); 0: any count."""
 
     per_worker: Amount
     least: int = 1
     most: int = 1
+    splits: int = 0
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> Request:
@@ -81,11 +83,17 @@ class Request:
             gpus=resources.get("gpus_per_worker") or 0.0,
             memory_gb=resources.get("memory_gb_per_worker") or 0.0,
         )
-        return cls(per_worker, int(config.get("min_workers") or workers), workers)
+        least = min(int(config.get("min_workers") or workers), workers)
+        return cls(per_worker, least, workers, int(config.get("prompts_per_step", 0)) if least < workers else 0)
 
     @property
     def smallest(self) -> Amount:
         return self.per_worker.times(self.least)
+
+    def counts(self) -> list[int]:
+        """The worker counts that this gang may have, largest first. `least` is always one of them."""
+        between = range(self.most, self.least, -1)
+        return [n for n in between if not self.splits or self.splits % n == 0] + [self.least]
 
 
 @dataclass(frozen=True, slots=True)

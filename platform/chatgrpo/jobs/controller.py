@@ -13,11 +13,16 @@ from enum import StrEnum
 from typing import Any
 
 from chatgrpo.jobs import failure
-from chatgrpo.jobs.amounts import Node, Request
+from chatgrpo.jobs.amounts import Node
 from chatgrpo.jobs.config import JobsConfig
 from chatgrpo.jobs.failure import Cause
 from chatgrpo.jobs.job import Event, Job, JobState, Progress, StopReason, move
-from chatgrpo.jobs.scheduling.plan import Plan, Waiting, plan
+from chatgrpo.jobs.scheduling.elastic import grow
+from chatgrpo.jobs.scheduling.explain import Wait, waits
+from chatgrpo.jobs.scheduling.plan import plan
+from chatgrpo.jobs.scheduling.pools import Usage
+from chatgrpo.jobs.scheduling.preemption import reclaim
+from chatgrpo.jobs.scheduling.snapshot import Hours, book_of
 
 
 class RunStatus(StrEnum):
@@ -53,6 +58,8 @@ class Facts:
     runs: Mapping[str, Run]
     nodes: Sequence[Node]
     config: JobsConfig = field(default_factory=JobsConfig)
+    usage: Usage | None = None
+    hours: Hours = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +85,11 @@ Decision = Event | Launch | AskStop | Kill
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What to do, in order: store the events first. `plan` explains why the others wait."""
+    """What to do, in order: store the events first. `waits` says why the others are pending."""
 
     decisions: list[Decision]
-    plan: Plan
+    waits: dict[str, Wait]
+    usage: Usage
 
 
 def step(facts: Facts) -> Step:
@@ -98,18 +106,22 @@ def step(facts: Facts) -> Step:
         apply(_observe(job, facts))
         if jobs[job.id].state is JobState.PREEMPTED:
             apply(move(jobs[job.id], JobState.QUEUED, now=facts.now, cause="waits to go on from its checkpoint"))
-    planned = plan([_waiting(job) for job in jobs.values() if _may_start(job, facts.now)], facts.nodes)
+    book = book_of(jobs.values(), facts.nodes, facts.config, facts.now, usage=facts.usage, hours=facts.hours)
+    planned = plan(book, facts.now)
     for grant in planned.grants:
         apply(_start(jobs[grant.job_id], grant.workers, facts.now))
-    return Step([*events, *_effects(jobs.values(), facts)], planned)
+    if facts.config.preemption:
+        for stop in reclaim(book, planned.blocks, facts.now):
+            apply(_stop(jobs[stop.job_id], StopReason.PREEMPT, f"gives way to job {stop.for_job}", facts.now))
+    growing = grow(book, facts.now)
+    if growing:
+        apply(_stop(jobs[growing], StopReason.RESIZE, "there is room for more workers", facts.now))
+    decisions: list[Decision] = [*events, *_effects(jobs.values(), facts)]
+    return Step(decisions, waits(book, planned), book.usage(facts.now))
 
 
-def _may_start(job: Job, now: float) -> bool:
-    return job.state is JobState.QUEUED and job.not_before <= now
-
-
-def _waiting(job: Job) -> Waiting:
-    return Waiting(job.id, Request.of_config(job.config), job.priority, job.submitted_at)
+def _stop(job: Job, reason: StopReason, cause: str, now: float) -> Event:
+    return move(job, JobState.CHECKPOINTING, now=now, cause=f"{reason}: {cause}", stop_reason=reason)
 
 
 def _start(job: Job, workers: int, now: float) -> Event:

@@ -24,7 +24,8 @@ from chatgrpo.jobs.config import JobsConfig
 from chatgrpo.jobs.controller import AskStop, Facts, Kill, Launch, Run, step
 from chatgrpo.jobs.job import Event, Job, JobState, Progress, StopReason, created, move
 from chatgrpo.jobs.run_folder import RunFolder
-from chatgrpo.jobs.scheduling.plan import Plan, Wait
+from chatgrpo.jobs.scheduling.explain import Wait
+from chatgrpo.jobs.scheduling.pools import Usage
 from chatgrpo.jobs.seed_request import validate
 from chatgrpo.jobs.store import JobStore
 from chatgrpo.training.config import TrainConfig
@@ -34,6 +35,8 @@ logger = logging.getLogger(__name__)
 Json = dict[str, Any]
 Rows = list[Json]
 Events = list[Event]
+
+USAGE_SAVE_S = 30.0
 
 
 class Launcher(Protocol):
@@ -79,7 +82,20 @@ class Scheduler:
         self._runs_dir = runs_dir
         self._config = config
         self._clock = clock
-        self._plan = Plan()
+        self._waits: dict[str, Wait] = {}
+        self._usage = store.usage()
+        self._usage_saved_at = clock.now()
+
+    @property
+    def _counts_hours(self) -> bool:
+        return any(q.cpu_hours is not None or q.gpu_hours is not None for q in self._config.quotas)
+
+    def _keep_usage(self, usage: Usage, now: float) -> None:
+        """Past use only steers fairness: losing half a minute of it in a crash is no harm."""
+        self._usage = usage
+        if now - self._usage_saved_at >= USAGE_SAVE_S:
+            self._store.save_usage(usage)
+            self._usage_saved_at = now
 
     async def tick(self) -> None:
         """One look at the world: gather facts, decide, store, carry out."""
@@ -87,9 +103,21 @@ class Scheduler:
             asyncio.to_thread(self._launcher.runs), asyncio.to_thread(self._cluster.nodes)
         )
         jobs = self._store.unfinished()
-        decided = step(Facts(now=self._clock.now(), jobs=jobs, runs=runs, nodes=nodes, config=self._config))
+        now = self._clock.now()
+        window_s = self._config.hours_window_days * 86_400.0
+        facts = Facts(
+            now=now,
+            jobs=jobs,
+            runs=runs,
+            nodes=nodes,
+            config=self._config,
+            usage=self._usage,
+            hours=self._store.used_since(now - window_s) if self._counts_hours else {},
+        )
+        decided = step(facts)
         self._record([d for d in decided.decisions if isinstance(d, Event)])
-        self._plan = decided.plan
+        self._waits = decided.waits
+        self._keep_usage(decided.usage, now)
         for decision in decided.decisions:
             match decision:
                 case Launch(job):
@@ -112,7 +140,7 @@ class Scheduler:
             job = self._store.find(job_id) or self._queue(job_id, admitted, owner)
         running = [j for j in self._store.unfinished() if j.state is JobState.RUNNING and j.progress.eta_s is not None]
         first_end_s = min((j.progress.eta_s or 0.0 for j in running), default=None)
-        return views.submitted(job, position=len(self._plan.waits), running_eta_s=first_end_s)
+        return views.submitted(job, position=len(self._waits), running_eta_s=first_end_s)
 
     def _queue(self, job_id: str, config: dict[str, Any], owner: str) -> Job:
         queued = self._store.list(owner=owner, state=JobState.QUEUED, limit=self._config.max_queued_per_owner)
@@ -127,7 +155,7 @@ class Scheduler:
 
     def get(self, job_id: str, *, owner: str | None) -> tuple[Job, Wait | None]:
         job = self._store.get(job_id, owner=owner)
-        return job, self._plan.waits.get(job_id)
+        return job, self._waits.get(job_id)
 
     async def view(self, job_id: str, *, owner: str | None) -> Json:
         job, wait = self.get(job_id, owner=owner)
@@ -136,7 +164,7 @@ class Scheduler:
 
     def list(self, *, owner: str | None, state: JobState | None = None, limit: int = 50) -> Rows:
         jobs = self._store.list(owner=owner, state=state, limit=limit)
-        return [views.summary(job, self._plan.waits.get(job.id)) for job in jobs]
+        return [views.summary(job, self._waits.get(job.id)) for job in jobs]
 
     def cancel(self, job_id: str, *, owner: str | None) -> Json:
         """Final at once; the run, if there is one, is killed at the next tick because no job claims it any more."""

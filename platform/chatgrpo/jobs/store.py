@@ -10,6 +10,7 @@ from typing import Any
 
 from chatgrpo.errors import NotFound
 from chatgrpo.jobs.job import Event, Job, JobState
+from chatgrpo.jobs.scheduling.pools import Usage
 
 Rows = list[dict[str, Any]]
 
@@ -23,6 +24,7 @@ CREATE TABLE IF NOT EXISTS events (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, job_id TEXT NOT NULL, at REAL NOT NULL,
     from_state TEXT, to_state TEXT NOT NULL, cause TEXT NOT NULL, record TEXT NOT NULL
 );
+CREATE TABLE IF NOT EXISTS usage (owner TEXT PRIMARY KEY, average REAL NOT NULL, at REAL NOT NULL) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS events_by_job ON events (job_id, seq);
 """
 
@@ -96,6 +98,18 @@ class JobStore:
             (since,),
         )
         return {owner: (float(cpu), float(gpu)) for owner, cpu, gpu in rows}
+
+    def usage(self) -> Usage | None:
+        """Past use of every owner for fair sharing, as it was last saved; None if it never was."""
+        rows = self._db.execute("SELECT owner, average, at FROM usage").fetchall()
+        return Usage(rows[0][2], {owner: average for owner, average, _ in rows}) if rows else None
+
+    def save_usage(self, usage: Usage) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+        self._db.execute("DELETE FROM usage")
+        rows = [(owner, average, usage.at) for owner, average in usage.averages.items()]
+        self._db.executemany("INSERT INTO usage VALUES (?, ?, ?)", rows)
+        self._db.execute("COMMIT")
 
     def counts(self) -> dict[str, int]:
         return dict(self._db.execute("SELECT state, COUNT(*) FROM jobs GROUP BY state").fetchall())

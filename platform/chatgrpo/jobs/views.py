@@ -9,7 +9,7 @@ from typing import Any
 from chatgrpo.jobs.amounts import Request
 from chatgrpo.jobs.checkpoints import Entry
 from chatgrpo.jobs.job import Job, JobState
-from chatgrpo.jobs.scheduling.plan import Wait
+from chatgrpo.jobs.scheduling.explain import Wait
 
 CURVE_POINTS = 200
 """A reward curve of more steps is thinned out to about so many points."""

@@ -1,21 +1,24 @@
-"""Decides which waiting jobs start now, in order of rank, without ever promising more than there is."""
+"""Decides which waiting jobs start now. Whoever is blocked gets a reservation; nobody who passes it may delay it.
+
+Order: first those whose quota guarantees them what they ask for, then by fair share from the top of the tree down (the
+tenant with the least dominant share, in it the project, in it the user; Ghodsi et al., DRF, NSDI 2011), then by
+priority and age. With policy `priority` there is one queue for all. Passing is EASY backfill (Feitelson and Weil,
+1998), here per pool: a job blocked by its tenant's quota holds back only that tenant.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import heapq
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from chatgrpo.jobs.amounts import Amount, Node, Request, total
+from chatgrpo.jobs.amounts import UNLIMITED, Amount
+from chatgrpo.jobs.scheduling.backfill import NodesKept, blocked_in_pool, keep_nodes
+from chatgrpo.jobs.scheduling.book import Book, Kind
+from chatgrpo.jobs.scheduling.pools import Pool, Task
 
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """A job in the queue as the policies see it."""
-
-    job_id: str
-    request: Request
-    priority: int
-    submitted_at: float
+MAX_KINDS = 64
+"""Different requests of one owner that a plan looks at: a bound on the work per look, not on who may start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,51 +30,183 @@ class Grant:
 
 
 @dataclass(frozen=True, slots=True)
-class Wait:
-    """Why a job is pending and what would unblock it. `position` counts from 1."""
+class Block:
+    """What keeps a task from starting: a pool's quota, or (no pool) room on the nodes."""
 
-    position: int
+    task: Task
+    pool: Pool | None
     reason: str
     unblocked_by: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Plan:
     grants: list[Grant] = field(default_factory=list)
-    waits: dict[str, Wait] = field(default_factory=dict)
+    blocks: list[Block] = field(default_factory=list)
+    """Those who were next and could not start, the first of each kind, in order."""
 
 
-def plan(queue: Sequence[Waiting], nodes: Sequence[Node]) -> Plan:
-    """First in, first out by priority: the first that does not fit holds back all behind it."""
+Entry = tuple[tuple[object, ...], float, str, Kind]
+
+
+def plan(book: Book, now: float) -> Plan:
+    """Starts in `book` whatever may start at `now`, and says what that is."""
     result = Plan()
-    free = [node.free for node in nodes]
-    blocked: Waiting | None = None
-    for job in sorted(queue, key=lambda w: (-w.priority, w.submitted_at, w.job_id)):
-        placed = None if blocked else place(job.request, free)
-        if placed is None:
-            blocked = blocked or job
-            result.waits[job.job_id] = _wait(len(result.waits) + 1, job, blocked, free)
-        else:
-            free, workers = placed
-            result.grants.append(Grant(job.job_id, workers))
+    planner = _Planner(book, now)
+    for entry in planner.entries():
+        block = planner.try_start(entry, result)
+        if block:
+            result.blocks.append(block)
+    planner.close(result)
     return result
 
 
-def place(request: Request, free: Sequence[Amount]) -> tuple[list[Amount], int] | None:
-    """Puts a gang on nodes, as many workers as fit up to `most`; None when not even `least` do."""
-    left, workers = list(free), 0
-    for index, room in enumerate(left):
-        here = min(request.most - workers, request.per_worker.multiples_in(room))
-        left[index] = room.minus(request.per_worker.times(here))
-        workers += here
-    return (left, workers) if workers >= request.least else None
+class _Planner:
+    """One pass over the queue."""
 
+    def __init__(self, book: Book, now: float) -> None:
+        self.book = book
+        self.now = now
+        self._fair = book.config.policy == "fair_share"
+        self._heap: list[Entry] = []
+        self._reserved: list[Pool] = []
+        self._nodes_kept: NodesKept | None = None
+        self._too_big: dict[tuple[Amount, bool], int] = {}
+        self._elastic: list[Task] = []
 
-def _wait(position: int, job: Waiting, blocked: Waiting, free: Sequence[Amount]) -> Wait:
-    if job is not blocked:
-        return Wait(position, f"behind job {blocked.job_id}", f"{position - 1} jobs ahead start")
-    return Wait(
-        position,
-        f"needs {job.request.smallest}; free now: {total(free)}",
-        "a running job ends, or the cluster grows",
-    )
+    def entries(self) -> Iterator[Entry]:
+        """First of each kind in order; starting one brings up the next of its kind."""
+        tops = self.book.tops() if self.book.cluster_full else sorted(self.book.touched)
+        self.book.touched.clear()
+        self.book.cluster_full = False
+        for top in tops:
+            for owner, kinds in self.book.kinds(top):
+                firsts = [(self.book.first(owner, kind), kind) for kind in kinds]
+                ranked = sorted((self.book.rank(task), task.id, kind) for task, kind in firsts if task)
+                for rank, task_id, kind in ranked[:MAX_KINDS]:
+                    self._heap.append((self._key(self.book.waiting[task_id]), rank, task_id, kind))
+        heapq.heapify(self._heap)
+        while self._heap:
+            entry = heapq.heappop(self._heap)
+            # Shares only grow while jobs start, so a stale key is put back where it belongs.
+            key = self._key(self.book.waiting[entry[2]])
+            if key == entry[0] or not self._heap or (key, *entry[1:3]) <= self._heap[0][:3]:
+                yield entry
+            else:
+                heapq.heappush(self._heap, (key, *entry[1:]))
+
+    def _key(self, task: Task) -> tuple[object, ...]:
+        if not self._fair:
+            return ()
+        book, chain = self.book, self.book.chain(task.owner)
+        entitled = any(pool.is_entitled(task.request.smallest) for pool in chain[1:])
+        half_life_s = book.config.usage_half_life_s
+        return (not entitled, *(pool.share(book.whole, self.now, half_life_s) for pool in chain[1:]))
+
+    def try_start(self, entry: Entry, result: Plan) -> Block | None:
+        task = self.book.waiting[entry[2]]
+        block = self._quota_block(task) or self._place(task, result)
+        if block is None:
+            following = self.book.first(task.owner, entry[3])
+            if following:
+                key = self._key(following)
+                heapq.heappush(self._heap, (key, self.book.rank(following), following.id, entry[3]))
+        return block
+
+    def _quota_block(self, task: Task) -> Block | None:
+        need = task.request.smallest
+        for pool in self.book.chain(task.owner)[1:]:
+            if pool.hours_spent:
+                return Block(task, pool, f"the hours of {pool.path!r} are used up", "the window moves on")
+            if pool.reservation and not self._may_pass(pool, task):
+                return Block(
+                    task, pool, f"job {pool.reservation.task_id} goes first in {pool.path!r}", "that job starts"
+                )
+            over_jobs = len(pool.held) >= pool.max_jobs
+            if over_jobs or not pool.used.plus(need).fits(pool.limit):
+                if pool.reservation is None:
+                    pool.reservation = blocked_in_pool(pool, task)
+                    self._reserved.append(pool)
+                what = f"{len(pool.held)} jobs" if over_jobs else f"{pool.used} in use"
+                reason = f"quota of {pool.path!r}: {what}, needs {need}"
+                return Block(task, pool, reason, f"a job of {pool.path!r} ends, or its quota is raised")
+        return None
+
+    def _may_pass(self, pool: Pool, task: Task) -> bool:
+        promise = pool.reservation
+        assert promise is not None
+        if not self.book.config.backfill:
+            return False
+        ends_before = self.now + task.expected_s <= promise.shadow and task.expected_s < float("inf")
+        return ends_before or task.request.smallest.fits(promise.spare)
+
+    def _place(self, task: Task, result: Plan) -> Block | None:
+        request, kept = task.request, self._nodes_kept
+        if kept and not self.book.config.backfill:
+            return self._no_room(task)
+        passes = kept is None or (self.now + task.expected_s <= kept.shadow and task.expected_s < float("inf"))
+        too_big = self._too_big.get((request.per_worker, passes))
+        if too_big is not None and request.least >= too_big:
+            return self._no_room(task)
+        placement = self.book.rooms.find(
+            request, workers=request.least, kept=None if passes or kept is None else kept.spare
+        )
+        if placement is None:
+            self._too_big[request.per_worker, passes] = request.least
+            return self._no_room(task)
+        if kept and not passes:
+            kept.use(placement, request.per_worker)
+        for pool in self.book.chain(task.owner)[1:]:
+            if pool.reservation and self.now + task.expected_s > pool.reservation.shadow:
+                pool.reservation.spare = pool.reservation.spare.minus(request.smallest)
+        self.book.start(task, placement, self.now)
+        result.grants.append(Grant(task.id, request.least))
+        if request.most > request.least:
+            self._elastic.append(task)
+        return None
+
+    def _no_room(self, task: Task) -> Block:
+        self.book.cluster_full = True
+        if self._nodes_kept is None:
+            self._nodes_kept = self._promise(task)
+            per_worker, least = task.request.per_worker, task.request.least
+            reason = f"needs {least} x ({per_worker}) at once; {self.book.rooms.count(per_worker)} such workers fit now"
+            remedy = "a running job ends, or the cluster grows" if self._nodes_kept else "the cluster grows"
+            return Block(task, None, reason, remedy)
+        first = self._nodes_kept.task_id
+        return Block(task, None, f"no room that job {first}, which goes first, can spare", f"job {first} starts")
+
+    def _promise(self, task: Task) -> NodesKept | None:
+        """The promise of the last pass as long as it can be kept, so that nodes being drained for a gang stay the same;
+        None for a gang that this cluster cannot hold."""
+        kept = self.book.promise
+        if kept is None or not kept.holds_for(task, self.now):
+            kept = self.book.promise = keep_nodes(self.book, task)
+        self._too_big.clear()
+        return kept
+
+    def close(self, result: Plan) -> None:
+        """Gives what nobody waits for to elastic jobs, and forgets the reservations of this pass."""
+        if not result.blocks:
+            for task in self._elastic:
+                self._widen(task, result)
+        for pool in self._reserved:
+            pool.reservation = None
+
+    def _widen(self, task: Task, result: Plan) -> None:
+        book, request = self.book, task.request
+        held = book.held[task.id]
+        book.release(held, self.now)
+        room = UNLIMITED
+        for pool in book.chain(task.owner)[1:]:
+            room = room.least(pool.limit.minus(pool.used))
+        for workers in request.counts():
+            if request.per_worker.times(workers).fits(room):
+                placement = book.rooms.find(request, workers=workers)
+                if placement:
+                    break
+        else:
+            raise AssertionError("the workers that were just released fit again")
+        book.start(task, placement, self.now)
+        at = next(i for i, grant in enumerate(result.grants) if grant.job_id == task.id)
+        result.grants[at] = Grant(task.id, workers)

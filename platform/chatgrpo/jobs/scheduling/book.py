@@ -1,0 +1,139 @@
+"""The facts that scheduling needs, indexed: who waits, who holds what, what every pool and node has left.
+
+It is told what happens (`submit`, `start`, `finish` ...) and decides nothing. Everything is kept up in O(log n), so a
+simulation can carry one book through a hundred thousand jobs, and a live scheduler can build one each tick.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from chatgrpo.jobs.amounts import Amount, Request, total
+from chatgrpo.jobs.config import JobsConfig
+from chatgrpo.jobs.scheduling.placement import Placement, Rooms
+from chatgrpo.jobs.scheduling.pools import ROOT, Held, Pool, Task, Usage, paths_of, quotas_by_path
+
+if TYPE_CHECKING:
+    from chatgrpo.jobs.scheduling.backfill import NodesKept
+
+Kind = tuple[Request, float]
+"""Tasks of an owner that ask for the same and run as long: if one cannot start now, no other of them can."""
+
+
+class Book:
+    def __init__(self, rooms: Sequence[Amount], config: JobsConfig, *, whole: Amount | None = None) -> None:
+        """`rooms`: what our jobs may use on each node. `whole`: what shares are measured against, all rooms if None."""
+        self.rooms = Rooms(rooms)
+        self.size = list(rooms)
+        self.whole = whole or total(rooms)
+        self.config = config
+        self.waiting: dict[str, Task] = {}
+        self.held: dict[str, Held] = {}
+        self.touched: set[str] = set()
+        """Top-level owners whose situation changed since the last plan."""
+        self.cluster_full = False
+        """Whether the last plan left someone waiting for room on the nodes."""
+        self.promise: NodesKept | None = None
+        """What the last plan promised to the first of them."""
+        self._quotas = quotas_by_path(config.quotas)
+        self._pools: dict[str, Pool] = {}
+        self._chains: dict[str, tuple[Pool, ...]] = {}
+        self._kinds: dict[str, dict[str, dict[Kind, list[tuple[float, str]]]]] = {}
+        self.root = self._pool(ROOT)
+
+    def chain(self, owner: str) -> tuple[Pool, ...]:
+        """The pools that a job of this owner counts in, the cluster first."""
+        chain = self._chains.get(owner)
+        if chain is None:
+            chain = self._chains[owner] = tuple(self._pool(path) for path in paths_of(owner))
+        return chain
+
+    def _pool(self, path: str) -> Pool:
+        pool = self._pools.get(path)
+        if pool is None:
+            parent = self._pools.get(path.rpartition("/")[0]) if path else None
+            pool = self._pools[path] = Pool(path, parent, self._quotas.get(path))
+        return pool
+
+    def pools(self) -> Iterator[Pool]:
+        return iter(self._pools.values())
+
+    def rank(self, task: Task) -> float:
+        """Lower is sooner. Waiting `ageing_s` is worth one step of priority; since all age alike, the order of two
+        tasks never changes and the queue needs no re-sorting."""
+        return task.submitted_at / self.config.ageing_s - task.priority
+
+    def submit(self, task: Task) -> None:
+        self.waiting[task.id] = task
+        self.chain(task.owner)
+        top = task.owner.partition("/")[0]
+        kinds = self._kinds.setdefault(top, {}).setdefault(task.owner, {})
+        heapq.heappush(kinds.setdefault((task.request, task.expected_s), []), (self.rank(task), task.id))
+        self.touched.add(top)
+
+    def withdraw(self, task_id: str) -> None:
+        """The task no longer waits. Its place in the heap is dropped when it surfaces."""
+        self.waiting.pop(task_id, None)
+
+    def first(self, owner: str, kind: Kind) -> Task | None:
+        """The task of a kind that goes first."""
+        kinds = self._kinds[owner.partition("/")[0]][owner]
+        heap = kinds[kind]
+        while heap and heap[0][1] not in self.waiting:
+            heapq.heappop(heap)
+        if not heap:
+            del kinds[kind]
+            return None
+        return self.waiting[heap[0][1]]
+
+    def tops(self) -> list[str]:
+        return list(self._kinds)
+
+    def kinds(self, top: str) -> Iterator[tuple[str, list[Kind]]]:
+        """Owners below `top` with the kinds of their waiting tasks."""
+        for owner, kinds in self._kinds.get(top, {}).items():
+            if kinds:
+                yield owner, list(kinds)
+
+    def start(self, task: Task, placement: Placement, now: float) -> Held:
+        self.withdraw(task.id)
+        workers = sum(count for _, count in placement)
+        held = Held(task, workers, placement, now, now + task.expected_s)
+        self.hold(held, now)
+        return held
+
+    def finish(self, task_id: str, now: float) -> Held:
+        held = self.held[task_id]
+        self.release(held, now)
+        self.touched.add(held.task.owner.partition("/")[0])
+        return held
+
+    def hold(self, held: Held, now: float) -> None:
+        self.rooms.take(held.placement, held.task.request.per_worker)
+        self.held[held.task.id] = held
+        for pool in self.chain(held.task.owner):
+            pool.add(held, self.whole, now, self.config.usage_half_life_s)
+
+    def release(self, held: Held, now: float) -> None:
+        self.rooms.give(held.placement, held.task.request.per_worker)
+        del self.held[held.task.id]
+        for pool in self.chain(held.task.owner):
+            pool.remove(held, self.whole, now, self.config.usage_half_life_s)
+
+    def set_usage(self, usage: Usage) -> None:
+        """Past use by owner, as `usage` gave it; parents have the sum of their children."""
+        sums: dict[str, float] = {}
+        for owner, average in usage.averages.items():
+            for path in paths_of(owner):
+                sums[path] = sums.get(path, 0.0) + average
+            self.chain(owner)
+        for path, average in sums.items():
+            self._pools[path].set_usage(average, usage.at)
+
+    def usage(self, now: float) -> Usage:
+        """Past use of every owner that has any worth remembering."""
+        half_life_s = self.config.usage_half_life_s
+        averages = {owner: chain[-1].usage(self.whole, now, half_life_s) for owner, chain in self._chains.items()}
+        return Usage(now, {owner: average for owner, average in averages.items() if average > 1e-9})
