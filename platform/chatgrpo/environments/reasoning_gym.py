@@ -25,6 +25,9 @@ from chatgrpo.messages import Message, system, user
 
 logger = logging.getLogger(__name__)
 
+# Marks in a task's metadata that `score_answer` judges it.
+VERIFIER = "reasoning_gym"
+
 # Questions are a function of seed + index. Training uses seeds below this, the held-out set those from here on.
 _EVAL_SEED = 2**30
 _CHUNK = 512  # questions per data set object; some of them hold tables as long as their size
@@ -150,7 +153,7 @@ def _tasks(config: ReasoningGymConfig, entries: Sequence[dict[str, Any]]) -> tup
             task_id=f"{config.dataset}-{blake2b(entry['question'].encode(), digest_size=6).hexdigest()}",
             messages=(*opening, user(entry["question"] + config.prompt_suffix)),
             answer=None if entry["answer"] is None else str(entry["answer"]),
-            metadata={"dataset": config.dataset, "params": dict(config.params), "entry": entry},
+            metadata={"verifier": VERIFIER, "dataset": config.dataset, "params": dict(config.params), "entry": entry},
         )
         for entry in entries
     )

@@ -34,7 +34,7 @@ class Verifier:
 
     def __call__(self, task: Task, episode: Episode) -> float | None:
         answer = extract_answer(episode.reply, self.config.extract)
-        if "entry" in task.metadata:
+        if task.metadata.get("verifier") == "reasoning_gym":
             from chatgrpo.environments.reasoning_gym import score_answer  # late: its import takes seconds
 
             return 0.0 if answer is None else score_answer(answer, task.metadata)
