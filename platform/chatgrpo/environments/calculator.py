@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -70,4 +71,6 @@ def _real(value: Any) -> int | float:
     if isinstance(value, int) and value.bit_length() > MAX_BITS:
         raise ValueError("the result is too large")
     assert isinstance(value, int | float)
+    if not math.isfinite(value):
+        raise ValueError("the result is too large")
     return value

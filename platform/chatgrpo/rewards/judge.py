@@ -21,7 +21,7 @@ _NUMBER = r"(-?\d+(?:\.\d+)?)"
 # Tried in order: a named grade, a grade out of ten, and last any bare number; the last match of each counts,
 # because judges reason first and conclude at the end.
 _GRADES = [
-    re.compile(rf"(?:grade|score|rating)\W{{0,12}}(?:is\W+|of\W+)?{_NUMBER}", re.IGNORECASE),
+    re.compile(rf"(?:grade|score|rating)[^\w-]{{0,12}}(?:is\W+|of\W+)?{_NUMBER}", re.IGNORECASE),
     re.compile(rf"{_NUMBER}\s*(?:/|out of)\s*10(?!\d)", re.IGNORECASE),
     re.compile(rf"(?<![\w.]){_NUMBER}(?![\w]|\.\d)"),
 ]

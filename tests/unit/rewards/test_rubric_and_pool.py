@@ -28,7 +28,7 @@ EPISODE = Episode(
     messages=(user("?"), assistant("1")),
     truncated=False,
 )
-release = threading.Event()
+release, began = threading.Event(), threading.Event()
 
 
 @reward("test_pool_says")
@@ -43,6 +43,7 @@ def _raises(task: Task, episode: Episode) -> float:
 
 @reward("test_pool_hangs")
 def _hangs(task: Task, episode: Episode) -> float:
+    began.set()
     release.wait()
     return 1.0
 
@@ -50,6 +51,7 @@ def _hangs(task: Task, episode: Episode) -> float:
 @pytest.fixture(autouse=True)
 def _release_hanging() -> Iterator[None]:
     release.clear()
+    began.clear()
     yield
     release.set()
 
@@ -120,6 +122,7 @@ def test_metrics_are_taken_once() -> None:
 def test_a_closed_pool_still_answers_what_was_queued() -> None:
     pool = RewardPool(Rubric([PluginReward(name="test_pool_hangs")]), timeout_s=30.0, max_threads=1)
     running, queued = pool.submit(TASK, EPISODE), pool.submit(TASK, EPISODE)
+    assert began.wait(30)
     pool.close()
     assert "closed" in queued.result(timeout=30).failures["test_pool_hangs"]
     release.set()
