@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from chatgrpo.errors import InvalidRequest
@@ -65,6 +65,7 @@ class PlatformConfig(BaseSettings):
     port: int = Field(8002, ge=1, le=65535, description="HTTP port of the API.")
     default_model: str = Field("smollm2-135m-instruct", description="The model that chat uses when none is named.")
     redis_url: str | None = Field(None, description="redis://... for shared state; empty: SQLite under `home`.")
+    jobs_config: Path | None = Field(None, description="YAML file with the policy of the queue; empty: its defaults.")
     plugins: list[str] = Field(
         default_factory=list, description="Python modules or .py files that register rewards, tools, environments."
     )
@@ -115,6 +116,15 @@ class PlatformConfig(BaseSettings):
 
 
 def load_platform_config(path: str | Path | None = None) -> PlatformConfig:
-    """Reads `path`, else the file named by CHATGRPO_CONFIG, else defaults and environment variables alone."""
+    """Reads `path`, else the file named by CHATGRPO_CONFIG, else defaults and environment variables alone.
+
+    Raises InvalidRequest naming the file and the field. `home` of the result is absolute, because the processes of the
+    platform have other working directories."""
     path = path or os.environ.get("CHATGRPO_CONFIG")
-    return PlatformConfig(**(load_yaml(path) if path else {}))
+    try:
+        config = PlatformConfig(**(load_yaml(path) if path else {}))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise InvalidRequest(f"{path or 'environment variables CHATGRPO_*'}: {first['msg']}", field) from error
+    return config.model_copy(update={"home": config.home.expanduser().resolve()})

@@ -1,0 +1,113 @@
+"""The model deployment: a ChatRunner in a replica, and the client through which the API talks to it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Sequence
+from functools import partial
+from typing import Any, cast
+
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
+from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
+
+from chatgrpo.config import PlatformConfig
+from chatgrpo.errors import PlatformError, Unavailable
+from chatgrpo.inference import models
+from chatgrpo.inference.chat_runner import ChatRunner, Speaker
+from chatgrpo.inference.deltas import ChatDelta
+from chatgrpo.inference.engine import SamplingParams
+from chatgrpo.messages import Message
+
+logger = logging.getLogger(__name__)
+
+
+def load_speaker(platform: PlatformConfig, name: str) -> Speaker:
+    """A model by name, on the GPU if the replica has one. Raises what `models.find` raises."""
+    import torch
+
+    from chatgrpo.inference.loading import load
+    from chatgrpo.inference.torch_engine import TorchEngine
+
+    on_gpu = torch.cuda.is_available()
+    dtype = torch.bfloat16 if on_gpu and torch.cuda.is_bf16_supported() else torch.float32
+    loaded = load(
+        name,
+        models_dir=platform.models_dir,
+        runs_dir=platform.runs_dir,
+        dtype=dtype,
+        device="cuda" if on_gpu else "cpu",
+    )
+    return Speaker(
+        engine=TorchEngine(loaded.model, loaded.template),
+        template=loaded.template,
+        context_window=int(loaded.model.config.max_position_embeddings),
+        version=name,
+    )
+
+
+class ChatModel:
+    """One replica: several loaded models, one thread, one batch a model."""
+
+    async def __init__(self, platform: PlatformConfig) -> None:  # type: ignore[misc]  # Serve awaits it
+        import torch
+
+        logging.basicConfig(level=platform.log_level.upper())
+        torch.set_num_threads(platform.chat_threads)
+        # A default model that cannot be had fails the deployment; loading it must not hold up the API.
+        models.check_available(platform.default_model, runs_dir=platform.runs_dir)
+        self._runner = ChatRunner(partial(load_speaker, platform), max_models=platform.max_models_per_replica)
+        self._preload = asyncio.get_running_loop().create_task(self._runner.preload(platform.default_model))
+
+    async def stream(
+        self, model: str, messages: Sequence[Message], params: SamplingParams
+    ) -> AsyncGenerator[ChatDelta, None]:
+        async for delta in self._runner.stream(model, messages, params):
+            yield delta
+
+    async def status(self) -> dict[str, Any]:
+        return self._runner.status()
+
+    def __del__(self) -> None:
+        # Serve calls it when the replica shuts down; absent when the constructor failed.
+        if runner := getattr(self, "_runner", None):
+            runner.close()
+
+
+class ChatClient:
+    """ChatService over the deployment's handle. Errors of the platform arrive as themselves."""
+
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+        self._handle = handle
+
+    async def stream(
+        self, model: str, messages: Sequence[Message], params: SamplingParams
+    ) -> AsyncGenerator[ChatDelta, None]:
+        call = self._handle.options(stream=True).stream.remote(model, tuple(messages), params)
+        deltas = cast("DeploymentResponseGenerator[ChatDelta]", call)
+        try:
+            async for delta in deltas:
+                yield delta
+        except (RayError, RayServeException) as error:
+            raise translated(error) from error
+        finally:
+            # Of no effect on a reply that is complete; takes any other out of its batch.
+            deltas.cancel()  # type: ignore[no-untyped-call]
+
+    async def status(self) -> dict[str, Any]:
+        try:
+            return await self._handle.status.remote()  # type: ignore[no-any-return]
+        except (RayError, RayServeException) as error:
+            raise translated(error) from error
+
+
+def translated(error: Exception) -> Exception:
+    """What a caller of the platform is told about an error of Ray; itself when the fault is in our code."""
+    if isinstance(error, RayTaskError):
+        return error.cause if isinstance(error.cause, PlatformError) else error
+    if isinstance(error, BackPressureError):
+        return Unavailable("all chat replicas are busy and their queues are full; try again", retry_after_s=2.0)
+    if isinstance(error, RayActorError | DeploymentUnavailableError):
+        return Unavailable("the chat model is being restarted; try again in a moment", retry_after_s=2.0)
+    return error
