@@ -1,1 +1,33 @@
 """Shared fixtures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from chatgrpo.inference.loading import LoadedModel
+
+
+@pytest.fixture(scope="session")
+def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model cache for this test process."""
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture
+def tiny(models_dir: Path) -> LoadedModel:
+    """A fresh tiny model for one test, which may change its weights."""
+    from chatgrpo.inference.loading import load
+
+    return load("tiny", models_dir=models_dir)
+
+
+@pytest.fixture
+def dense(models_dir: Path, tiny: LoadedModel) -> Any:
+    """The same tiny model as plain transformers runs it: the reference for every path of ours."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(models_dir / "tiny", attn_implementation="eager").eval()

@@ -135,7 +135,6 @@ def _exported(job_id: str, export: Path) -> ModelRef:
 
 def _hub_snapshot(name: str) -> Path | None:
     """The cached files of a hub model; None when the hub has them and they are not here yet (loading fetches them)."""
-    import httpx
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HFValidationError
 
@@ -145,7 +144,8 @@ def _hub_snapshot(name: str) -> Path | None:
         pass
     try:
         HfApi().model_info(name, timeout=5)
-    except (HFValidationError, OSError, httpx.HTTPError) as error:
+    except Exception as error:
+        # The hub client raises what its HTTP library raises, which differs between its versions.
         near = get_close_matches(name, [*BUILT_IN, *ALIASES.values()], n=1)
         hint = f"; did you mean {near[0]!r}?" if near and near[0] != name else ""
         raise InvalidRequest(

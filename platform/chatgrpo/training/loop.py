@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from chatgrpo.environments.registry import build_source
 from chatgrpo.errors import InvalidRequest
 from chatgrpo.inference.loading import load
@@ -97,6 +99,8 @@ class Run:
         device = device_of_rank()
         loaded = load(config.model, models_dir=place.models_dir, runs_dir=place.runs_dir, device=device)
         self.template = loaded.template
+        # Adapters start from random numbers: the same on every rank and in every attempt.
+        torch.manual_seed(config.seed)
         self.policy = Policy(loaded.model, lora=config.lora, compute_dtype=compute_dtype(config.dtype, device))
         if config.gradient_checkpointing:
             loaded.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
