@@ -28,7 +28,17 @@ class FakeJobs:
         self.down = False
 
     def put(self, job_id: str, *, status: str = "running", owner: str = "local") -> None:
-        self.views[job_id] = {"job_id": job_id, "status": status, "owner": owner, "experiment_name": "sums"}
+        self.views[job_id] = {
+            "job_id": job_id,
+            "status": status,
+            "owner": owner,
+            "experiment_name": "sums",
+            "created_at": "2026-01-02T03:04:05.678+00:00",
+            "progress": {"progress_percent": 40.0, "current_step": 12, "total_steps": 30, "eta_s": 185.0},
+            "metrics": {"reward": 0.4125},
+            "pending": None,
+            "error": "out of tasks" if status == "failed" else None,
+        }
 
     async def submit(self, config: dict[str, Any], *, owner: str) -> dict[str, Any]:
         job_id = f"job-{len(self.views)}"
