@@ -28,22 +28,27 @@ from chatgrpo.state.export import Include, export_lines
 from chatgrpo.state.feedback import Feedback
 from chatgrpo.state.history import Turn
 from chatgrpo.state.opening import open_platform_conversations
+from chatgrpo.state.snapshots import Restored, Snapshot
 
 SWEEP_S: Final = 60.0
 ASKABLE: Final = frozenset(
     {
         "append",
         "create",
+        "create_snapshot",
         "delete",
+        "delete_snapshot",
         "feedback",
         "fork",
         "get",
         "list",
+        "list_snapshots",
         "opinions",
         "ping",
         "prefetch",
         "read",
         "read_recent",
+        "restore_snapshot",
         "rollback",
         "set_context",
     }
@@ -177,6 +182,19 @@ class ConversationClient:
         self, *, tenant: str, user_id: str | None = None, include: Include = Include.FEEDBACK
     ) -> AsyncIterator[dict[str, Any]]:
         return export_lines(self, tenant=tenant, user_id=user_id, include=include)
+
+    async def create_snapshot(self, *, tenant: str, **options: Any) -> Snapshot:
+        return await self._call(tenant, "create_snapshot", (), {"tenant": tenant, **options})  # type: ignore[no-any-return]
+
+    async def list_snapshots(self, *, tenant: str) -> Sequence[Snapshot]:
+        return await self._call(tenant, "list_snapshots", (), {"tenant": tenant})  # type: ignore[no-any-return]
+
+    async def restore_snapshot(self, snapshot_id: str, *, tenant: str, **options: Any) -> Restored:
+        options["tenant"] = tenant
+        return await self._call(tenant, "restore_snapshot", (snapshot_id,), options)  # type: ignore[no-any-return]
+
+    async def delete_snapshot(self, snapshot_id: str, *, tenant: str) -> None:
+        await self._call(tenant, "delete_snapshot", (snapshot_id,), {"tenant": tenant})
 
     async def prefetch(self, *, tenant: str, user_id: str, limit: int = 4) -> int:
         """Every shard warms what it would be asked for; here: the newest conversations, each on its own shard."""

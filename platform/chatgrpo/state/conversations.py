@@ -11,7 +11,8 @@ Every method is async and takes `tenant`: `create(conversation_id | None, *, ten
 `set_context(id, context)`, `read_recent(id, *, max_messages=None, max_tokens=None)`,
 `read(id, *, after=0, limit=100, at_version=None)`, `list(*, user_id=None, cursor=None, limit=50)`, `delete(id)`,
 `fork(id, *, at_version=None, new_id=None)`, `rollback(id, to_version, *, expected_version=None)`,
-`feedback(id, version, *, score, label, corrected)`, `export(...)` (an async iterator of training lines).
+`feedback(id, version, *, score, label, corrected)`, `export(...)` (an async iterator of training lines),
+`create_snapshot(*, user_id=None, name="")`, `list_snapshots()`, `restore_snapshot(id)`, `delete_snapshot(id)`.
 Reads and writes of one conversation also take `level` (a Consistency, or None for the default), reads take `session`
 (a SessionToken): `session.advance(result)` is the client's next token, for every Conversation, Appended and Window.
 One message is one version. A stale `expected_version` raises Conflict with `current_version`; unknown, expired and
@@ -28,8 +29,9 @@ from typing import Any, Final
 
 from ulid import ULID
 
+from chatgrpo.audit import AuditSink
 from chatgrpo.clock import Clock, SystemClock
-from chatgrpo.errors import Conflict, InvalidRequest
+from chatgrpo.errors import Conflict, InvalidRequest, NotFound
 from chatgrpo.messages import Message, Role
 from chatgrpo.state import history
 from chatgrpo.state.consistency import Consistency, SessionToken
@@ -49,6 +51,7 @@ from chatgrpo.state.export import Include, export_lines
 from chatgrpo.state.feedback import Feedback, FeedbackLog
 from chatgrpo.state.history import Summary, Turn
 from chatgrpo.state.limits import Limits
+from chatgrpo.state.snapshots import Restored, Snapshot, SnapshotLog, restore
 from chatgrpo.state.store import Head, Key, Log, Write
 from chatgrpo.state.tiered import TieredStore
 from chatgrpo.state.visible import Bound, newest, state_at, summary_of, visible_after
@@ -78,6 +81,8 @@ class Conversations:
         limits: Limits | None = None,
         level: Consistency = Consistency.SESSION,
         count_tokens: Callable[[str], int] = estimate_tokens,
+        audit: AuditSink | None = None,
+        snapshot_retention: int = 20,
     ) -> None:
         self.tiers = tiers
         self.default_level = level
@@ -85,6 +90,8 @@ class Conversations:
         self._limits = limits or Limits()
         self._count_tokens = count_tokens
         self._feedback = FeedbackLog(tiers)
+        self._audit = audit
+        self._snapshots = SnapshotLog(tiers.store, clock=self._clock, retention=snapshot_retention)
 
     async def create(
         self,
@@ -95,6 +102,7 @@ class Conversations:
         context: Mapping[str, Any] | None = None,
         ttl_s: float | None = None,
         append_id: str | None = None,
+        by: str | None = None,
     ) -> Conversation:
         """With `ttl_s`, a conversation that is idle for so many seconds is deleted. Raises Conflict for a known id."""
         key = self._key(tenant, conversation_id or str(ULID()))
@@ -102,7 +110,9 @@ class Conversations:
         append_id = append_id or str(ULID())
         now = self._clock.now()
         write = history.create(user_id=user_id, context=dict(context or {}), ttl_s=ttl_s, now=now, append_id=append_id)
-        return await self._create(key, write, append_id)
+        made = await self._create(key, write, append_id)
+        await self._note("conversation.create", tenant, key.id, by or user_id, version=made.version)
+        return made
 
     async def get(
         self,
@@ -144,7 +154,7 @@ class Conversations:
             now = self._clock.now()
             return history.append(head, summary, turns, now=now, append_id=append_id, context=changed)
 
-        return await self._write(conversation_id, tenant, plan, append_id, level)
+        return await self._write(conversation_id, tenant, plan, append_id, level, may_wait=expected_version is None)
 
     async def set_context(
         self,
@@ -155,6 +165,7 @@ class Conversations:
         expected_version: int | None = None,
         append_id: str | None = None,
         level: Consistency | None = None,
+        by: str | None = None,
     ) -> Appended:
         """Replaces the context, as a new version."""
         self._limits.check_context(context)
@@ -164,7 +175,9 @@ class Conversations:
             now = self._clock.now()
             return history.append(head, summary, (), now=now, append_id=append_id, context=dict(context))
 
-        return await self._write(conversation_id, tenant, plan, append_id, level)
+        done = await self._write(conversation_id, tenant, plan, append_id, level)
+        await self._note("conversation.context", tenant, conversation_id, by, version=done.version)
+        return done
 
     async def read_recent(
         self,
@@ -219,10 +232,12 @@ class Conversations:
         views = tuple(view(Log(key, head, ())) for key, head in found if not is_expired(head, now))
         return Page(conversations=views, cursor=found[-1][0].id if len(found) == limit else None)
 
-    async def delete(self, conversation_id: str, *, tenant: str) -> None:
-        """Forgets the conversation for good: every version, its feedback and its cached copies."""
+    async def delete(self, conversation_id: str, *, tenant: str, by: str | None = None) -> None:
+        """Forgets the conversation for good: every version, its feedback, its place in snapshots, its cached copies.
+        What remains is the entry in the audit trail that it was deleted, by whom and when."""
         await self._load(conversation_id, tenant, Consistency.STRONG, _FRESH)
-        await self._forget(self._key(tenant, conversation_id))
+        await self._forget(tenant, [conversation_id])
+        await self._note("conversation.delete", tenant, conversation_id, by)
 
     async def fork(
         self,
@@ -233,6 +248,7 @@ class Conversations:
         new_id: str | None = None,
         append_id: str | None = None,
         session: SessionToken = _FRESH,
+        by: str | None = None,
     ) -> Conversation:
         """A new conversation that begins with what is visible at `at_version`; the copy lives on when the original is
         deleted."""
@@ -251,7 +267,9 @@ class Conversations:
             now=self._clock.now(),
             append_id=append_id,
         )
-        return await self._create(self._key(tenant, new_id or str(ULID())), write, append_id)
+        made = await self._create(self._key(tenant, new_id or str(ULID())), write, append_id)
+        await self._note("conversation.fork", tenant, made.id, by, origin=made.forked_from)
+        return made
 
     async def rollback(
         self,
@@ -261,6 +279,7 @@ class Conversations:
         tenant: str,
         expected_version: int | None = None,
         append_id: str | None = None,
+        by: str | None = None,
     ) -> Appended:
         """Shows again what `to_version` showed, as a new version. What came between stays readable and may be rolled
         forward to."""
@@ -283,7 +302,9 @@ class Conversations:
                 append_id=append_id,
             )
 
-        return await self._write(conversation_id, tenant, plan, append_id, Consistency.STRONG)
+        done = await self._write(conversation_id, tenant, plan, append_id, Consistency.STRONG)
+        await self._note("conversation.rollback", tenant, conversation_id, by, to=to_version, version=done.version)
+        return done
 
     async def feedback(
         self,
@@ -313,6 +334,7 @@ class Conversations:
         if await self.tiers.store.tail(self._key(tenant, conversation_id), 0) is None:
             await self._feedback.forget(tenant, conversation_id)
             raise missing(conversation_id)
+        await self._note("conversation.feedback", tenant, conversation_id, user_id, version=version)
         return given
 
     async def opinions(self, conversation_id: str, *, tenant: str) -> dict[int, Feedback]:
@@ -333,10 +355,36 @@ class Conversations:
 
     async def sweep(self, *, limit: int = 1000) -> int:
         """Deletes conversations whose idle time is over. Returns how many; call again while it returns `limit`."""
-        due = [key for key in await self.tiers.store.expired(self._clock.now(), limit) if key.space == SPACE]
-        for key in due:
-            await self._forget(key)
-        return len(due)
+        due: dict[str, list[str]] = {}
+        for key in await self.tiers.store.expired(self._clock.now(), limit):
+            due.setdefault(key.tenant, []).append(key.id)
+        for tenant, ids in due.items():
+            await self._forget(tenant, ids)
+            for id_ in ids:
+                await self._note("conversation.expire", tenant, id_, None)
+        return sum(map(len, due.values()))
+
+    async def create_snapshot(self, *, tenant: str, user_id: str | None = None, name: str = "") -> Snapshot:
+        """The versions of all of a tenant's (a user's) conversations at one instant, while writers go on."""
+        await self.tiers.flush()
+        return await self._snapshots.take(tenant, user_id=user_id, name=name)
+
+    async def list_snapshots(self, *, tenant: str) -> Sequence[Snapshot]:
+        """Newest first."""
+        return await self._snapshots.list(tenant)
+
+    async def restore_snapshot(self, snapshot_id: str, *, tenant: str, by: str | None = None) -> Restored:
+        """Shows again what every conversation in the snapshot's scope showed then. Raises NotFound."""
+        snapshot = await self._snapshots.get(tenant, snapshot_id)
+        before = await self.create_snapshot(tenant=tenant, user_id=snapshot.user_id, name=f"before {snapshot_id}")
+        restored = await restore(self, snapshot, before)
+        await self._note("snapshot.restore", tenant, snapshot_id, by, changed=restored.num_changed, undo=before.id)
+        return restored
+
+    async def delete_snapshot(self, snapshot_id: str, *, tenant: str) -> None:
+        """Raises NotFound."""
+        if not await self._snapshots.delete(tenant, snapshot_id):
+            raise NotFound(f"there is no snapshot {snapshot_id}")
 
     async def ping(self) -> None:
         """Raises Unavailable when the store does not answer."""
@@ -354,7 +402,14 @@ class Conversations:
         return log
 
     async def _write(
-        self, id_: str, tenant: str, plan: Planner, append_id: str | None, level: Consistency | None
+        self,
+        id_: str,
+        tenant: str,
+        plan: Planner,
+        append_id: str | None,
+        level: Consistency | None,
+        *,
+        may_wait: bool = False,
     ) -> Appended:
         """Commits what `plan` makes of the newest state, unless a write with this `append_id` is there already."""
         append_id = append_id or str(ULID())
@@ -365,7 +420,7 @@ class Conversations:
             summary = summary_of(log)
             return None if append_id in dict(summary.recent) else plan(log.head, summary, append_id)
 
-        log = await self.tiers.update(self._key(tenant, id_), plan_log, level or self.default_level)
+        log = await self.tiers.update(self._key(tenant, id_), plan_log, level or self.default_level, may_wait=may_wait)
         assert log is not None
         version = dict(summary_of(log).recent)[append_id]
         return Appended(conversation_id=id_, version=version, seq=log.head.seq)
@@ -380,14 +435,23 @@ class Conversations:
 
         existing = await self.tiers.store.tail(key, 0)
         if existing is not None and is_expired(existing.head, self._clock.now()):
-            await self._forget(key)
+            await self._forget(key.tenant, [key.id])
         log = await self.tiers.update(key, plan, Consistency.STRONG)
         assert log is not None
         return view(log)
 
-    async def _forget(self, key: Key) -> None:
-        await self.tiers.delete(key)
-        await self._feedback.forget(key.tenant, key.id)
+    async def _forget(self, tenant: str, ids: Sequence[str]) -> None:
+        """The log goes last: after a crash the conversation is still there to be deleted again."""
+        await self._snapshots.forget(tenant, ids)
+        for id_ in ids:
+            await self._feedback.forget(tenant, id_)
+            await self.tiers.delete(Key(tenant, SPACE, id_))
+            # A judgement that came in between.
+            await self._feedback.forget(tenant, id_)
+
+    async def _note(self, what: str, tenant: str, target: str, by: str | None, **facts: Any) -> None:
+        if self._audit is not None:
+            await self._audit.record(who=by or f"tenant:{tenant}", what=what, tenant=tenant, target=target, facts=facts)
 
     def _turns(
         self, messages: Sequence[Message], metadata: Sequence[Mapping[str, Any]], num_tokens: Sequence[int]

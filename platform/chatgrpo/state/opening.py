@@ -1,45 +1,27 @@
-"""From an address to conversations ready for use."""
+"""From an address, or the platform's settings, to conversations ready for use."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from chatgrpo.audit import AuditTrail
 from chatgrpo.clock import Clock
 from chatgrpo.config import PlatformConfig
-from chatgrpo.errors import InvalidRequest
-from chatgrpo.state.consistency import Consistency
 from chatgrpo.state.conversations import Conversations
-from chatgrpo.state.limits import Limits
-from chatgrpo.state.memory import MemoryStore
-from chatgrpo.state.redis import RedisStore
-from chatgrpo.state.sqlite import SqliteStore
-from chatgrpo.state.store import Store
+from chatgrpo.state.stores import open_store
 from chatgrpo.state.tiered import TieredStore
 
 
-async def open_store(address: str | Path) -> Store:
-    """`memory:`, `redis://...`, or the path of a SQLite file."""
-    text = str(address)
-    if text == "memory:":
-        return MemoryStore()
-    if text.startswith(("redis://", "rediss://", "unix://")):
-        return await RedisStore.open(text)
-    if "://" in text:
-        raise InvalidRequest(f"{text}: give redis://..., memory: or the path of a SQLite file", "redis_url")
-    return SqliteStore(text)
-
-
 async def open_conversations(
-    address: str | Path,
-    *,
-    clock: Clock | None = None,
-    limits: Limits | None = None,
-    level: Consistency = Consistency.SESSION,
+    address: str | Path, *, clock: Clock | None = None, is_audited: bool = True, **settings: Any
 ) -> Conversations:
-    """Opened for use; the caller closes it."""
-    tiers = TieredStore(await open_store(address), clock=clock)
+    """Opened for use; the caller closes it. `settings` are the other keyword arguments of `Conversations`."""
+    store = await open_store(address)
+    tiers = TieredStore(store, clock=clock)
     await tiers.start()
-    return Conversations(tiers, clock=clock, limits=limits, level=level)
+    audit = AuditTrail(store, clock=clock) if is_audited else None
+    return Conversations(tiers, clock=clock, audit=audit, **settings)
 
 
 async def open_platform_conversations(platform: PlatformConfig) -> Conversations:

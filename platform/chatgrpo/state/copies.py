@@ -1,0 +1,95 @@
+"""L1: copies of recent windows of logs in this process, kept honest by news of changes.
+
+* A copy comes in with the commit it was read at, and only if no newer change of its log was told while the read or
+  write that brought it was on its way.
+* A change that is told evicts an older copy; a gap in the news evicts everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from chatgrpo.state.eviction import Eviction
+from chatgrpo.state.store import Change, Key, Log, Record
+
+MAX_COPY_BYTES: Final = 1 << 20
+"""A copy holds the newest records up to this size, so that a few giant messages cannot fill the memory."""
+_NEVER: Final = 1 << 62
+
+
+@dataclass(slots=True, eq=False)
+class OnItsWay:
+    """A read or write of a log in progress; `told` is the newest commit of the log told meanwhile."""
+
+    told: int = 0
+
+
+class Copies:
+    def __init__(self, eviction: Eviction) -> None:
+        self._eviction = eviction
+        self._logs: dict[Key, Log] = {}
+        self._on_their_way: dict[Key, list[OnItsWay]] = {}
+
+    def __len__(self) -> int:
+        return len(self._logs)
+
+    def get(self, key: Key) -> Log | None:
+        log = self._logs.get(key)
+        if log is not None and not self._eviction.touch(key):
+            self.drop(key)
+            return None
+        return log
+
+    def keep(self, log: Log, on_its_way: OnItsWay) -> None:
+        known = self._logs.get(log.key)
+        if on_its_way.told > log.head.seq or (known is not None and known.head.seq > log.head.seq):
+            return
+        self._logs[log.key] = log
+        if known is None:
+            for victim in self._eviction.admit(log.key):
+                del self._logs[victim]  # type: ignore[arg-type]
+
+    def drop(self, key: Key) -> None:
+        if self._logs.pop(key, None) is not None:
+            self._eviction.forget(key)
+
+    def on_change(self, change: Change | None) -> None:
+        """Takes the store's news."""
+        if change is None:
+            for key in list(self._logs):
+                self.drop(key)
+            for waiting in self._on_their_way.values():
+                for on_its_way in waiting:
+                    on_its_way.told = _NEVER
+            return
+        copy = self._logs.get(change.key)
+        if copy is not None and copy.head.seq < change.seq:
+            self.drop(change.key)
+        for on_its_way in self._on_their_way.get(change.key, ()):
+            on_its_way.told = max(on_its_way.told, change.seq)
+
+    @contextmanager
+    def listening(self, key: Key) -> Iterator[OnItsWay]:
+        """Around every read or write whose outcome is to be kept."""
+        on_its_way = OnItsWay()
+        waiting = self._on_their_way.setdefault(key, [])
+        waiting.append(on_its_way)
+        try:
+            yield on_its_way
+        finally:
+            waiting.remove(on_its_way)
+            if not waiting:
+                self._on_their_way.pop(key, None)
+
+
+def trimmed(records: tuple[Record, ...]) -> tuple[Record, ...]:
+    """The newest records within MAX_COPY_BYTES."""
+    size = 0
+    for taken, record in enumerate(reversed(records)):
+        size += len(record.data)
+        if size > MAX_COPY_BYTES:
+            return records[len(records) - taken :]
+    return records

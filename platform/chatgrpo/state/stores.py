@@ -1,0 +1,23 @@
+"""From an address to a store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from chatgrpo.errors import InvalidRequest
+from chatgrpo.state.memory import MemoryStore
+from chatgrpo.state.redis import RedisStore
+from chatgrpo.state.sqlite import SqliteStore
+from chatgrpo.state.store import Store
+
+
+async def open_store(address: str | Path) -> Store:
+    """`memory:`, `redis://...`, or the path of a SQLite file."""
+    text = str(address)
+    if text == "memory:":
+        return MemoryStore()
+    if text.startswith(("redis://", "rediss://", "unix://")):
+        return await RedisStore.open(text)
+    if "://" in text:
+        raise InvalidRequest(f"{text}: give redis://..., memory: or the path of a SQLite file", "redis_url")
+    return SqliteStore(text)
