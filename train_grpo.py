@@ -20,7 +20,6 @@ from typing import Any
 
 import ray
 import yaml
-from chatgrpo.overrides import apply_overrides
 from pydantic import ValidationError
 from ray.train import Checkpoint, CheckpointUploadMode, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -29,6 +28,7 @@ from ulid import ULID
 from chatgrpo.config import PlatformConfig, load_platform_config, load_yaml
 from chatgrpo.errors import InvalidRequest, PlatformError
 from chatgrpo.jobs.run_folder import RunFolder
+from chatgrpo.overrides import apply_overrides
 from chatgrpo.training.config import TrainConfig
 
 logger = logging.getLogger("train_grpo")
@@ -69,8 +69,8 @@ def run(config: TrainConfig, *, run_id: str, platform: PlatformConfig, attempt: 
 def _worker(setup: dict[str, Any]) -> None:
     """One rank. Imports are here: the driver needs no torch."""
     import torch
-    from chatgrpo.plugins import load_plugins
 
+    from chatgrpo.plugins import load_plugins
     from chatgrpo.training import ranks
     from chatgrpo.training.loop import Place, train
 
@@ -136,6 +136,13 @@ def _gpus_per_worker(config: TrainConfig) -> float:
     return 1.0 if ray.cluster_resources().get("GPU", 0) >= config.num_workers else 0.0
 
 
+def _worker_env() -> dict[str, str]:
+    """Threads that wait for work sleep instead of spinning: ranks, chat replicas and rewards share the cores. What the
+    environment says already comes to the workers by itself, and Ray refuses to be told twice."""
+    wanted = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+    return {name: value for name, value in wanted.items() if name not in os.environ}
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Trains a conversational agent with GRPO on the current Ray cluster.")
     source = parser.add_mutually_exclusive_group(required=True)
@@ -145,7 +152,6 @@ def main(arguments: list[str] | None = None) -> int:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="overrides a field, e.g. lora.r=8"
     )
     parser.add_argument("--run-id", help="name of the run folder; a run that has checkpoints there is continued")
-    parser.add_argument("--attempt", type=int, default=1, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     platform = load_platform_config()
@@ -157,12 +163,8 @@ def main(arguments: list[str] | None = None) -> int:
             folder.path.mkdir(parents=True, exist_ok=True)
             folder.config.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
             folder.result.unlink(missing_ok=True)
-        # Threads that wait for work sleep instead of spinning: ranks, chat replicas and rewards share the cores.
-        ray.init(
-            ignore_reinit_error=True,
-            runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}},
-        )
-        result = run(config, run_id=run_id, platform=platform, attempt=options.attempt)
+        ray.init(ignore_reinit_error=True, runtime_env={"env_vars": _worker_env()})
+        result = run(config, run_id=run_id, platform=platform, attempt=int(os.environ.get("CHATGRPO_ATTEMPT", "1")))
     except Exception as error:  # noqa: BLE001
         # Whatever went wrong, the run folder says so in one line; the log has the rest.
         cause, message = explain(error)
