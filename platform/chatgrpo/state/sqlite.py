@@ -12,6 +12,7 @@ import asyncio
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
@@ -29,6 +30,7 @@ SCHEMA_VERSION: Final = 1
 NUM_READERS: Final = 2
 MAX_GROUP: Final = 128
 """Writes of one transaction: enough to share the fsync, few enough that readers of the WAL keep up."""
+BUSY_POLL_S: Final = 0.001
 MAX_NEWS: Final = 1000
 """Changes told one by one; a watch that is further behind has everything dropped."""
 
@@ -180,7 +182,7 @@ class SqliteStore:
                         self._jobs.put(None)
                         break
                     group.append(job)
-                _commit(connection, group, self.path)
+                _commit(connection, group, self.path, self._busy_timeout_s)
 
 
 class SqliteWatch:
@@ -303,13 +305,13 @@ def _scope(tenant: str, space: str, owner: str | None) -> tuple[str, tuple[str, 
     return "tenant = ? AND space = ? AND owner = ?", (tenant, space, owner)
 
 
-def _commit(connection: sqlite3.Connection, group: Sequence[_Job], path: Path) -> None:
+def _commit(connection: sqlite3.Connection, group: Sequence[_Job], path: Path, busy_timeout_s: float) -> None:
     """Runs the jobs in one transaction and answers them once it is on disk."""
     outcomes: list[tuple[_Job, int | PlatformError]] = []
     try:
         with translated(path):
             connection.execute(f"PRAGMA synchronous = {'FULL' if any(job.durable for job in group) else 'NORMAL'}")
-            connection.execute("BEGIN IMMEDIATE")
+            _begin(connection, busy_timeout_s)
             for job in group:
                 try:
                     outcomes.append((job, job.run(connection)))
@@ -322,11 +324,26 @@ def _commit(connection: sqlite3.Connection, group: Sequence[_Job], path: Path) -
         if len(group) > 1:
             # One of them may be at fault: each gets a transaction of its own.
             for job in group:
-                _commit(connection, [job], path)
+                _commit(connection, [job], path, busy_timeout_s)
             return
         outcomes = [(group[0], error)]
     for job, outcome in outcomes:
         _answer(job, outcome)
+
+
+def _begin(connection: sqlite3.Connection, timeout_s: float) -> None:
+    """Takes the write lock. SQLite's own waiting pauses for up to 100 ms at a time, which starves writers of other
+    processes while one of them is busy; a commit takes a few milliseconds, so that is how often we ask."""
+    connection.execute("PRAGMA busy_timeout = 0")
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() >= deadline:
+                raise
+            time.sleep(BUSY_POLL_S)
 
 
 def _answer(job: _Job, outcome: int | PlatformError) -> None:

@@ -1,0 +1,34 @@
+"""A process with clients of its own, made to be killed: `state_worker.py ADDRESS LEVEL FIRST_CLIENT NUM_OPS LOG`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from dataclasses import asdict
+
+from chatgrpo.state.consistency import Consistency
+from chatgrpo.state.opening import open_conversations
+from tests.histories import Op
+from tests.state_clients import run_client
+
+
+async def main(address: str, level: str, first: int, num_ops: int, log: str) -> None:
+    conversations = await open_conversations(address, is_audited=False)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def note(op: Op) -> None:
+        os.write(file, json.dumps(asdict(op)).encode() + b"\n")
+
+    await asyncio.gather(
+        *(
+            run_client(f"c{client}", [conversations], level=Consistency(level), num_ops=num_ops, seed=client, note=note)
+            for client in (first, first + 1)
+        )
+    )
+    await conversations.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]))
