@@ -2,10 +2,13 @@
 
     user       kx            a key; the policy cannot know what it stands for
     assistant  cccccccc      calls the tool by writing `call`; half the reward is the share of slots that call
-    tool       b             the letter behind the key, or "-" when the tool was not called
+    tool       bbbbbbbb      the letter behind the key once per slot, or "-" when the tool was not called
     assistant  bbbbbbbb      the other half is the share of slots that repeat the letter
 
-The reward is a share of slots, so a random policy already earns some of it and every step towards the goal pays.
+The reward is a share of slots, so a random policy already earns some of it and every step towards the goal pays. The
+tool repeats itself because a lone letter drowns among the template's tokens: measured with the tiny model (8 tasks x 32,
+learning rate 5e-4), a letter said once left it at one constant letter (0.70 held out after 130 steps), said eight times
+it reads the answer after 30 steps (1.00). With eight letters in place of two it does not learn the second half in 100.
 """
 
 from __future__ import annotations
@@ -61,7 +64,7 @@ class ToyTool:
     def step(self, reply: str) -> Step:
         if self._called is None:
             self._called = self.call in reply[: self.slots]
-            answer = str(self.task.answer) if self._called else NOT_CALLED
+            answer = (str(self.task.answer) if self._called else NOT_CALLED) * self.slots
             return Step(messages=(tool(answer, name="lookup"),), reward=self._share(reply, self.call) / 2)
         return Step(done=True, reward=self._share(reply, str(self.task.answer)) / 2, info={"called": self._called})
 

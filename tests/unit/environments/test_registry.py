@@ -26,7 +26,7 @@ def test_toy_pays_by_share_of_slots() -> None:
     env = source.environment(task)
     step = env.step("ccccaaaa")
     assert (step.reward, step.done) == (0.25, False)
-    assert step.messages == (tool("b", name="lookup"),)
+    assert step.messages == (tool("b" * 8, name="lookup"),)
     end = env.step("bbbbbbba" + "bbb")
     assert (end.reward, end.done) == (0.4375, True)
 
@@ -35,7 +35,7 @@ def test_toy_tells_nothing_unless_its_tool_is_called() -> None:
     source = toy()
     env = source.environment(source.task(0))
     step = env.step("aaaaaaaaccc")  # the call comes after the last slot
-    assert step.messages == (tool("-", name="lookup"),)
+    assert step.messages == (tool("-" * 8, name="lookup"),)
     assert step.reward == 0
 
 
