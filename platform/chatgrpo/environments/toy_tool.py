@@ -6,9 +6,10 @@
     assistant  bbbbbbbb      the other half is the share of slots that repeat the letter
 
 The reward is a share of slots, so a random policy already earns some of it and every step towards the goal pays. The
-tool repeats itself because a lone letter drowns among the template's tokens: measured with the tiny model (8 tasks x 32,
-learning rate 5e-4), a letter said once left it at one constant letter (0.70 held out after 130 steps), said eight times
-it reads the answer after 30 steps (1.00). With eight letters in place of two it does not learn the second half in 100.
+tool repeats itself because a lone letter drowns among the template's tokens. Measured with the tiny model (8 tasks x 32
+episodes, held out, greedy): with the letter said once it stays at one constant letter, 0.70 after 60 steps at learning
+rate 5e-4 and after 100 at 1e-3; said eight times it has 1.00 after 30 steps at 5e-4. With eight letters in place of two
+it had not learned the second half after 100 steps (0.50).
 """
 
 from __future__ import annotations
