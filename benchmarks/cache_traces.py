@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+
+from chatgrpo.state.eviction import EvictionPolicy, open_eviction
 
 LENGTH = 200_000
 CAPACITY = 500
@@ -74,4 +76,23 @@ def belady(trace: Sequence[int], capacity: int) -> float:
                     break
         cached[key] = following[position]
         heapq.heappush(furthest, (-following[position], key))
+    return hits / len(trace)
+
+
+def hit_ratio(policy: EvictionPolicy, trace: Sequence[int], capacity: int) -> float:
+    """Of a policy on a trace, with one access a second for TTL, whose entries live for eight capacities."""
+    now = 0.0
+    order = open_eviction(policy, capacity, ttl_s=8.0 * capacity, now=lambda: now)
+    inside: set[Hashable] = set()
+    hits = 0
+    for key in trace:
+        now += 1.0
+        if key in inside:
+            if order.touch(key):
+                hits += 1
+                continue
+            inside.discard(key)
+            order.forget(key)
+        inside.add(key)
+        inside.difference_update(order.admit(key))
     return hits / len(trace)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from chatgrpo.errors import NotFound
@@ -22,20 +22,11 @@ class Bound:
     max_messages: int | None
     max_tokens: int | None
 
-    def take(self, turns: Sequence[Turn]) -> tuple[tuple[Turn, ...], bool]:
-        """The newest turns within the bound, and whether the bound (rather than the supply) ended them."""
-        first = len(turns)
-        if self.max_messages is not None:
-            first = min(first, self.max_messages)
-        chosen = turns[len(turns) - first :]
-        if self.max_tokens is None:
-            return tuple(chosen), first < len(turns) or first == self.max_messages
-        budget = self.max_tokens
-        for taken, turn in enumerate(reversed(chosen)):
-            budget -= turn.num_tokens
-            if budget < 0:
-                return tuple(chosen[len(chosen) - taken :]), True
-        return tuple(chosen), first < len(turns) or first == self.max_messages
+    def has_room(self, num_messages: int, num_tokens: int) -> bool:
+        """Whether so much in all is still within the limits."""
+        return (self.max_messages is None or num_messages <= self.max_messages) and (
+            self.max_tokens is None or num_tokens <= self.max_tokens
+        )
 
 
 def summary_of(log: Log) -> Summary:
@@ -46,32 +37,39 @@ def summary_of(log: Log) -> Summary:
     return summary
 
 
-def turns_of(log: Log, records: Iterable[Record], ranges: Ranges) -> list[Turn]:
-    """The messages among the records that lie in the ranges."""
-    turns = []
-    for record in records:
-        if any(start <= record.version <= stop for start, stop in ranges):
-            turn = history.decode(log.key, record).turn
-            if turn is not None:
-                turns.append(turn)
-    return turns
+def turn_of(log: Log, record: Record, ranges: Ranges) -> Turn | None:
+    """The message in the record, if it is one and lies in the ranges."""
+    if not any(start <= record.version <= stop for start, stop in ranges):
+        return None
+    return history.decode(log.key, record).turn
 
 
 async def newest(tiers: TieredStore, log: Log, bound: Bound) -> tuple[tuple[Turn, ...], bool]:
-    """The newest visible turns within the bound, oldest first, and whether they are all there are."""
+    """The newest visible turns within the bound, oldest first, and whether they are all there are. Nothing older than
+    wanted is decoded."""
     summary = summary_of(log)
     ranges = summary.ranges
-    turns = turns_of(log, log.records, ranges)
-    first_version = log.records[0].version if log.records else summary.version + 1
-    while True:
-        chosen, is_bounded = bound.take(turns)
+    chosen: list[Turn] = []
+    num_tokens = 0
+    records: Sequence[Record] = log.records
+    first_version = records[0].version if records else summary.version + 1
+    while bound.has_room(len(chosen) + 1, num_tokens):
+        for record in reversed(records):
+            if not bound.has_room(len(chosen) + 1, num_tokens):
+                break
+            turn = turn_of(log, record, ranges)
+            if turn is None:
+                continue
+            num_tokens += turn.num_tokens
+            if bound.has_room(len(chosen) + 1, num_tokens):
+                chosen.append(turn)
         ranges = history.clip(ranges, first_version - 1)
-        if is_bounded or not ranges:
-            return chosen, len(chosen) == summary.num_messages
+        if not ranges:
+            break
         stop = ranges[-1][1] + 1
-        start = max(ranges[-1][0], stop - CHUNK)
-        turns = turns_of(log, await _read(tiers, log, start, stop), ranges) + turns
-        first_version = start
+        first_version = max(ranges[-1][0], stop - CHUNK)
+        records = await _read(tiers, log, first_version, stop) if bound.has_room(len(chosen) + 1, num_tokens) else ()
+    return tuple(reversed(chosen)), len(chosen) == summary.num_messages
 
 
 async def visible_after(
@@ -85,7 +83,8 @@ async def visible_after(
         position = max(start, after + 1)
         while position <= stop and len(turns) < limit:
             end = min(position + CHUNK, stop + 1)
-            turns += turns_of(log, await _read(tiers, log, position, end), ranges)
+            records = await _read(tiers, log, position, end)
+            turns += [turn for turn in (turn_of(log, record, ranges) for record in records) if turn is not None]
             position = end
     return tuple(turns[:limit])
 

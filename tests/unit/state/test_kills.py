@@ -46,8 +46,8 @@ class Workers:
         return process
 
     async def until_answered(self, count: int) -> None:
-        while sum(op.is_answered for op in self.ops()) < count:
-            await asyncio.sleep(0.02)  # noqa: ASYNC110 (other processes write the logs)
+        while sum(op.is_answered for op in self.ops()) < count:  # noqa: ASYNC110 (other processes write the logs)
+            await asyncio.sleep(0.02)
 
     async def until_done(self) -> list[int]:
         return [await asyncio.to_thread(process.wait) for process in self._started]
