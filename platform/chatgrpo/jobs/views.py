@@ -43,6 +43,7 @@ def detail(job: Job, wait: Wait | None = None, *, curve: Sequence[dict[str, Any]
         "attempt": job.attempt,
         "retries": job.retries,
         "reward_curve": reward_curve(curve),
+        "evaluations": evaluations(curve),
         "resources": resources(job),
         "usage": {"cpu_hours": job.cpu_seconds / 3600, "gpu_hours": job.gpu_seconds / 3600},
         "config": job.config | job.overrides,
@@ -106,6 +107,13 @@ def links(job_id: str) -> dict[str, str]:
         "events": f"{base}/events",
         "artifacts": f"{base}/checkpoints",
     }
+
+
+def evaluations(lines: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
+    """The held-out evaluations: [{"step", "eval_reward", "eval_accuracy", "eval_tasks"}], the first of the untrained
+    policy."""
+    names = ("step", "eval_reward", "eval_accuracy", "eval_tasks")
+    return [{name: line[name] for name in names if name in line} for line in lines if "eval_reward" in line]
 
 
 def reward_curve(lines: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
