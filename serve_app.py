@@ -25,6 +25,7 @@ from ray.serve import Deployment
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
+from actors.agent_port import any_agent_port
 from actors.chat_model import ChatClient, ChatModel
 from actors.conversation_store import ConversationClient, start_conversation_shards
 from actors.job_scheduler import JobClient, start_job_scheduler
@@ -153,7 +154,8 @@ def start_platform(platform: PlatformConfig) -> None:
     client = serve.context._get_global_client()
     assert client is not None, "serve.start has just made it"
     refuse_open_door(client.http_config.host)
-    start_job_scheduler(platform, _jobs_config(platform))
+    # Waited for: a scheduler that cannot start (a store that is not one, a broken plug-in) must say so now.
+    ray.get(start_job_scheduler(platform, _jobs_config(platform)).pid.remote())
     start_conversation_shards(platform)
 
 
@@ -171,17 +173,18 @@ def _start_ray(platform: PlatformConfig) -> None:
     # RAY_AUTH_MODE is left to ray.init, which sets it to "token": Ray reads it once, at its own import, and `serve run`
     # imports Ray before this file.
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(_token_file(platform.home))
-    ray.init(
-        "local",
-        namespace=NAMESPACE,
-        # The true number of cores: nothing of the platform reserves any, so all are there for training, and what the
-        # scheduler says about free resources is so.
-        num_cpus=os.cpu_count(),
-        object_store_memory=_OBJECT_STORE_BYTES,
-        include_dashboard=True,
-        dashboard_host="127.0.0.1",
-        log_to_driver=False,
-    )
+    with any_agent_port():
+        ray.init(
+            "local",
+            namespace=NAMESPACE,
+            # The true number of cores: nothing of the platform reserves any, so all are there for training, and what the
+            # scheduler says about free resources is so.
+            num_cpus=os.cpu_count(),
+            object_store_memory=_OBJECT_STORE_BYTES,
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            log_to_driver=False,
+        )
 
 
 def _token_file(home: Path) -> Path:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import ray
+from ray._private.services import get_webui_url_from_internal_kv
 from ray._private.state import available_resources_per_node
-from ray._private.worker import get_dashboard_url
 from ray.exceptions import RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ulid import ULID
@@ -63,7 +63,8 @@ class JobScheduler:
         home = platform.runs_dir.parent
         logging.basicConfig(level=platform.log_level.upper())
         launcher = JobLauncher(
-            address=f"http://{get_dashboard_url()}",  # type: ignore[no-untyped-call]
+            # As the cluster recorded it: where another Ray holds the usual port, a worker guesses that one's.
+            address=f"http://{get_webui_url_from_internal_kv()}",  # type: ignore[no-untyped-call]
             runs_dir=platform.runs_dir,
             code=code or stage_code(home),
             env=_run_env(platform),

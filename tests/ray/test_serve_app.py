@@ -1,0 +1,151 @@
+"""The whole service on a real local cluster, over HTTP: chat, jobs, sockets, and a trained model that is spoken to."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from websockets.sync.client import connect
+
+from chatgrpo.client import Client
+from chatgrpo.config import PlatformConfig
+from chatgrpo.errors import Conflict, InvalidRequest, NotFound
+
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
+
+JOB = {
+    "experiment_name": "two steps",
+    "model": "tiny",
+    "environment": {"type": "reasoning_gym", "dataset": "chain_sum", "size": 8},
+    "prompts_per_step": 2,
+    "num_generations": 2,
+    "max_completion_length": 4,
+    "max_steps": 2,
+    "num_eval_prompts": 2,
+    "lora": {"r": 4},
+}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def url(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory, models_dir: Path) -> Iterator[str]:
+    import ray
+    from ray import serve
+
+    import serve_app
+    from actors.conversation_store import shard_names
+    from actors.names import JOB_SCHEDULER, NAMESPACE
+
+    home = tmp_path_factory.mktemp("home")
+    (home / "models").symlink_to(models_dir)
+    platform = PlatformConfig(home=home, port=free_port(), default_model="tiny", chat_threads=1)
+    serve_app.start(platform)
+    yield f"http://127.0.0.1:{platform.port}"
+    serve.shutdown()
+    for name in [JOB_SCHEDULER, *shard_names()]:
+        ray.kill(ray.get_actor(name, namespace=NAMESPACE))
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[Client]:
+    client = Client(url)
+    yield client
+    client.close()
+
+
+def test_everything_is_healthy(client: Client) -> None:
+    health = client.health()
+    assert health["status"] == "healthy", health["components"]
+    assert client.status()["default_model"] == "tiny"
+
+
+def test_chat_whole_streamed_and_remembered(client: Client) -> None:
+    first = client.chat("Hello", temperature=0.0, max_tokens=6)
+    assert 1 <= first["metadata"]["tokens_generated"] <= 6
+    again = client.chat("Hello", temperature=0.0, max_tokens=6)
+    assert again["response"] == first["response"], "greedy decoding is repeatable"
+    *pieces, done = client.stream("More", conversation_id=first["conversation_id"], max_tokens=6, seed=1)
+    assert isinstance(done, dict)
+    assert "".join(map(str, pieces)) == done["response"]
+    assert done["turn_count"] == 2
+
+
+def test_concurrent_chats_are_all_answered(url: str) -> None:
+    replies: list[dict[str, Any]] = []
+
+    def say(i: int) -> None:
+        replies.append(Client(url).chat(f"Number {i}", max_tokens=8, seed=i))
+
+    threads = [threading.Thread(target=say, args=(i,)) for i in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({reply["conversation_id"] for reply in replies}) == 12
+
+
+def test_a_client_that_leaves_frees_its_place(client: Client, url: str) -> None:
+    body = {"message": "Hello", "max_tokens": 1900, "stream": True, "temperature": 1.0}
+    with httpx.stream("POST", f"{url}/api/v2/chat", json=body, timeout=60) as answer:
+        next(answer.iter_lines())
+    for _ in range(200):
+        if client.status()["chat"]["active_requests"] == 0:
+            return
+    pytest.fail("the reply is still being written")
+
+
+def test_wrong_requests_are_refused_with_reasons(client: Client, url: str) -> None:
+    with pytest.raises(NotFound, match="model 'gpt-9' does not exist"):
+        client.chat("Hi", model="gpt-9")
+    with pytest.raises(InvalidRequest, match="context window of 2048"):
+        client.chat("Hi", max_tokens=2048)
+    with pytest.raises(NotFound):
+        client.job("01ARZ3NDEKTSV4RRFFQ69G5FAV")
+    with pytest.raises(NotFound):
+        client.chat("Hi", conversation_id="nobody")
+    with pytest.raises(InvalidRequest):
+        client.train(JOB | {"model": "no-such-model-anywhere"})
+    with pytest.raises(InvalidRequest):
+        client.train(JOB | {"resources": {"gpus_per_worker": 64}})
+    answer = httpx.get(f"{url}/api/v2/nothing")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+
+
+def test_the_live_socket_answers_with_the_apis_figures(url: str) -> None:
+    address = url.replace("http", "ws") + "/ws/v2"
+    with connect(address, open_timeout=30) as ws:
+        for question, answer in (("ping", "pong"), ("metrics", "metrics_response"), ("health", "health_response")):
+            ws.send(json.dumps({"type": question}))
+            got = json.loads(ws.recv(timeout=30))
+            assert got["type"] == answer
+            if question == "metrics":
+                assert got["data"]["api_metrics"]["total_requests"] > 0
+        ws.send(json.dumps({"type": "job_status", "job_id": "nobody"}))
+        assert json.loads(ws.recv(timeout=30))["data"]["code"] == "not_found"
+
+
+def test_a_job_is_trained_followed_and_spoken_to(client: Client) -> None:
+    job_id = client.train(JOB)["job_id"]
+    with pytest.raises(Conflict, match=f"job {job_id} is "):
+        client.chat("Hi", model=job_id)
+    view = client.wait(job_id)
+    assert view["status"] == "succeeded", client.logs(job_id)
+    assert view["progress"]["progress_percent"] == 100
+    assert client.logs(job_id)
+    episodes = client.trajectories(job_id)
+    assert len(episodes) == 8
+    assert {episode["step"] for episode in episodes} == {1, 2}
+    assert job_id in [model["id"] for model in client.models()]
+    reply = client.chat("1 + 1", model=job_id, max_tokens=4)
+    assert reply["metadata"]["model_version"] == job_id
