@@ -140,8 +140,13 @@ class JobScheduler:
     async def checkpoints(self, job_id: str, owner: str | None) -> Rows:
         return await self._scheduler.checkpoints(job_id, owner=owner)
 
-    async def trajectories(self, job_id: str, owner: str | None, offset: int, limit: int) -> Rows:
-        return await self._scheduler.trajectories(job_id, owner=owner, offset=offset, limit=limit)
+    async def metrics(self, job_id: str, owner: str | None, after_step: int) -> Rows:
+        return await self._scheduler.metrics(job_id, owner=owner, after_step=after_step)
+
+    async def trajectories(
+        self, job_id: str, owner: str | None, offset: int, limit: int, step: int | None = None
+    ) -> Rows:
+        return await self._scheduler.trajectories(job_id, owner=owner, offset=offset, limit=limit, step=step)
 
     async def queue(self) -> Json:
         return self._scheduler.queue()
@@ -234,8 +239,13 @@ class JobClient:
     async def checkpoints(self, job_id: str, *, owner: str | None) -> Rows:
         return await self._many("checkpoints", job_id, owner)
 
-    async def trajectories(self, job_id: str, *, owner: str | None, offset: int = 0, limit: int = 50) -> Rows:
-        return await self._many("trajectories", job_id, owner, offset, limit)
+    async def metrics(self, job_id: str, *, owner: str | None, after_step: int = -1) -> Rows:
+        return await self._many("metrics", job_id, owner, after_step)
+
+    async def trajectories(
+        self, job_id: str, *, owner: str | None, offset: int = 0, limit: int = 50, step: int | None = None
+    ) -> Rows:
+        return await self._many("trajectories", job_id, owner, offset, limit, step)
 
     async def queue(self) -> Json:
         return await self._one("queue")

@@ -23,6 +23,8 @@ class FakeJobs:
         self.views: dict[str, dict[str, Any]] = {}
         self.configs: dict[str, dict[str, Any]] = {}
         self.log = "step 1\nstep 2\n"
+        self.steps: Rows = []
+        self.episodes: Rows = [{"episode": i} for i in range(100)]
         self.ended = True
         self.calls: list[tuple[str, str]] = []
         self.down = False
@@ -105,9 +107,15 @@ class FakeJobs:
         await self.get(job_id, owner=owner)
         return [{"step": 10}]
 
-    async def trajectories(self, job_id: str, *, owner: str | None, offset: int = 0, limit: int = 50) -> Rows:
+    async def metrics(self, job_id: str, *, owner: str | None, after_step: int = -1) -> Rows:
         await self.get(job_id, owner=owner)
-        return [{"episode": i} for i in range(100)][offset : offset + limit]
+        return [line for line in self.steps if line["step"] > after_step]
+
+    async def trajectories(
+        self, job_id: str, *, owner: str | None, offset: int = 0, limit: int = 50, step: int | None = None
+    ) -> Rows:
+        await self.get(job_id, owner=owner)
+        return [e for e in self.episodes if step in {None, e.get("step")}][offset : offset + limit]
 
     async def queue(self) -> dict[str, Any]:
         if self.down:

@@ -90,6 +90,18 @@ async def list_checkpoints(job_id: JobId, services: ServicesOf, owner: Owner) ->
     return {"job_id": job_id, "checkpoints": await services.jobs.checkpoints(job_id, owner=owner)}
 
 
+@router.get("/{job_id}/metrics")
+async def list_metrics(
+    job_id: JobId,
+    services: ServicesOf,
+    owner: Owner,
+    after_step: Annotated[int, Query(ge=-1, description="Only steps later than this one.")] = -1,
+) -> dict[str, Any]:
+    """What the run reported after each step, oldest first: reward, KL, lengths, times and all other figures. Ask again
+    with the last step seen to follow a run."""
+    return {"job_id": job_id, "steps": await services.jobs.metrics(job_id, owner=owner, after_step=after_step)}
+
+
 @router.get("/{job_id}/trajectories")
 async def list_trajectories(
     job_id: JobId,
@@ -97,9 +109,11 @@ async def list_trajectories(
     owner: Owner,
     offset: Annotated[int, Query(ge=0, description="Skip so many episodes.")] = 0,
     limit: Annotated[int, Query(ge=1, le=500, description="At most so many episodes.")] = 50,
+    step: Annotated[int | None, Query(ge=0, description="Only episodes of this training step.")] = None,
 ) -> dict[str, Any]:
-    """Sampled episodes in the order they were played: messages, rewards with their breakdown, exact token ids."""
-    episodes = await services.jobs.trajectories(job_id, owner=owner, offset=offset, limit=limit)
+    """Sampled episodes in the order they were played: messages, rewards with their breakdown, exact token ids. Those of
+    step 1 were played by the untrained model."""
+    episodes = await services.jobs.trajectories(job_id, owner=owner, offset=offset, limit=limit, step=step)
     return {"job_id": job_id, "offset": offset, "episodes": episodes}
 
 

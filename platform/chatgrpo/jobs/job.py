@@ -204,7 +204,15 @@ class JobService(Protocol):
 
     async def checkpoints(self, job_id: str, *, owner: str | None) -> Rows: ...
 
-    async def trajectories(self, job_id: str, *, owner: str | None, offset: int = 0, limit: int = 50) -> Rows: ...
+    async def metrics(self, job_id: str, *, owner: str | None, after_step: int = -1) -> Rows:
+        """What the run reported after each step later than `after_step`, in order."""
+        ...
+
+    async def trajectories(
+        self, job_id: str, *, owner: str | None, offset: int = 0, limit: int = 50, step: int | None = None
+    ) -> Rows:
+        """Episodes in the order they were played; `step`: only those of that training step."""
+        ...
 
     async def queue(self) -> Json:
         """Counts by state, capacity, what autoscaling asks for."""

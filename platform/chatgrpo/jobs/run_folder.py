@@ -90,9 +90,13 @@ class RunFolder:
         by_step = {line.get("step", -1): line for line in read_jsonl(self.metrics)}
         return [by_step[step] for step in sorted(by_step)]
 
-    def read_trajectories(self, offset: int, limit: int) -> list[dict[str, Any]]:
+    def read_trajectories(self, offset: int, limit: int, step: int | None = None) -> list[dict[str, Any]]:
+        """Episodes in the order they were played, rank by rank; `step`: only those of that step."""
         files = sorted(self.path.glob("trajectories-*.jsonl"))
-        return list(islice(chain.from_iterable(map(read_jsonl, files)), offset, offset + limit))
+        episodes: Iterator[dict[str, Any]] = chain.from_iterable(map(read_jsonl, files))
+        if step is not None:
+            episodes = (episode for episode in episodes if episode.get("step") == step)
+        return list(islice(episodes, offset, offset + limit))
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:

@@ -213,9 +213,16 @@ class Scheduler:
         self._store.get(job_id, owner=owner)
         return [event | {"at": views.iso(event["at"])} for event in self._store.events(job_id)]
 
-    async def trajectories(self, job_id: str, *, owner: str | None, offset: int, limit: int) -> Rows:
+    async def metrics(self, job_id: str, *, owner: str | None, after_step: int = -1) -> Rows:
         job = self._store.get(job_id, owner=owner)
-        return await asyncio.to_thread(self._folder(job).read_trajectories, offset, limit)
+        lines = await asyncio.to_thread(self._folder(job).read_metrics)
+        return [line for line in lines if line.get("step", -1) > after_step]
+
+    async def trajectories(
+        self, job_id: str, *, owner: str | None, offset: int, limit: int, step: int | None = None
+    ) -> Rows:
+        job = self._store.get(job_id, owner=owner)
+        return await asyncio.to_thread(self._folder(job).read_trajectories, offset, limit, step)
 
     async def checkpoints(self, job_id: str, *, owner: str | None) -> Rows:
         job = self._store.get(job_id, owner=owner)

@@ -43,7 +43,7 @@ async def test_one_job(client: httpx.AsyncClient) -> None:
     assert (await client.get("/api/v2/jobs/b")).json()["status"] == "running"
 
 
-PATHS = ["", "/logs", "/logs?follow=true", "/events", "/checkpoints", "/trajectories"]
+PATHS = ["", "/logs", "/logs?follow=true", "/events", "/checkpoints", "/trajectories", "/metrics"]
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -110,3 +110,18 @@ async def test_episodes_by_page(client: httpx.AsyncClient) -> None:
     assert answer.json() == {"job_id": "b", "offset": 98, "episodes": [{"episode": 98}, {"episode": 99}]}
     assert (await client.get("/api/v2/jobs/b/events")).json()["events"] == [{"to": "queued"}]
     assert (await client.get("/api/v2/jobs/b/checkpoints")).json()["checkpoints"] == [{"step": 10}]
+
+
+async def test_metrics_follow_a_run_step_by_step(client: httpx.AsyncClient, jobs: FakeJobs) -> None:
+    jobs.put("b")
+    jobs.steps = [{"step": i, "reward": i / 4} for i in range(4)]
+    answer = await client.get("/api/v2/jobs/b/metrics?after_step=1")
+    assert answer.json() == {"job_id": "b", "steps": [{"step": 2, "reward": 0.5}, {"step": 3, "reward": 0.75}]}
+    assert [s["step"] for s in (await client.get("/api/v2/jobs/b/metrics")).json()["steps"]] == [0, 1, 2, 3]
+
+
+async def test_trajectories_of_one_step(client: httpx.AsyncClient, jobs: FakeJobs) -> None:
+    jobs.put("b")
+    jobs.episodes = [{"step": step, "reward": r} for step in (1, 2, 3) for r in (0.0, 1.0)]
+    answer = await client.get("/api/v2/jobs/b/trajectories?step=2&limit=1&offset=1")
+    assert answer.json()["episodes"] == [{"step": 2, "reward": 1.0}]
