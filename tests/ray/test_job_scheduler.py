@@ -37,7 +37,7 @@ def finish(status, **more):
 report(0)
 print("hello from", config["experiment_name"], flush=True)
 if config["experiment_name"] == "breaks":
-    finish("failed", error="data.jsonl:3: not JSON", cause="user_error")
+    finish("failed", error="data.jsonl:3: not JSON", cause="user")
     sys.exit(1)
 while config["experiment_name"] == "waits" and not (folder / "go").exists():
     if (folder / "stop").exists():

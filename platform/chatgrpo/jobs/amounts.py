@@ -33,11 +33,21 @@ class Amount(NamedTuple):
 
     def multiples_in(self, room: Amount) -> int:
         """How many times this fits into `room`; a billion when it asks for nothing."""
-        return min((have // want for have, want in zip(room, self, strict=True) if want > 0), default=10**9)
+        times = 10**9
+        if self[0]:
+            times = room[0] // self[0]
+        if self[1] and room[1] // self[1] < times:
+            times = room[1] // self[1]
+        if self[2] and room[2] // self[2] < times:
+            times = room[2] // self[2]
+        return times
 
     def share_of(self, whole: Amount) -> float:
         """The dominant share: the largest part of any resource of `whole`. 0 of a resource that is not there."""
-        return max((part / total if total else 0.0) for part, total in zip(self, whole, strict=True))
+        cpu = self[0] / whole[0] if whole[0] else 0.0
+        gpu = self[1] / whole[1] if whole[1] else 0.0
+        memory = self[2] / whole[2] if whole[2] else 0.0
+        return max(cpu, gpu, memory)
 
     def __str__(self) -> str:
         parts = [f"{self.cpu / 1000:g} CPU"]

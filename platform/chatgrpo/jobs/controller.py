@@ -173,7 +173,7 @@ def _ended(job: Job, run: Run, facts: Facts) -> Event:
         return move(job, to, now=now, cause=f"{job.stop_reason}: {how}")
     if run.status is RunStatus.SUCCEEDED and not result:
         error = "the run ended with status 0 but left no result"
-        return move(job, JobState.FAILED, now=now, cause=Cause.USER_ERROR, error=error)
+        return move(job, JobState.FAILED, now=now, cause=Cause.USER, error=error)
     cause = failure.classify(result=run.result, message=run.message, log=run.log, exit_code=run.exit_code)
     error = failure.explain(result=run.result, message=run.message, log=run.log)
     return _lost(job, cause, error, facts)

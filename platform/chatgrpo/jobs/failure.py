@@ -17,7 +17,7 @@ SMALLEST_MICRO_BATCH_TOKENS = 256
 
 
 class Cause(StrEnum):
-    USER_ERROR = "user_error"
+    USER = "user"
     WORKER_LOST = "worker_lost"
     NODE_LOST = "node_lost"
     OUT_OF_MEMORY = "out_of_memory"
@@ -55,7 +55,7 @@ def classify(*, result: Mapping[str, Any] | None, message: str, log: str, exit_c
         if sign.search(text):
             return cause
     killed = exit_code is not None and (exit_code < 0 or exit_code > 128)
-    return Cause.WORKER_LOST if killed and not result else Cause.USER_ERROR
+    return Cause.WORKER_LOST if killed and not result else Cause.USER
 
 
 def explain(*, result: Mapping[str, Any] | None, message: str, log: str) -> str:

@@ -180,6 +180,9 @@ class TrainConfig(Strict):
 
     # Where it runs
     num_workers: int = Field(1, ge=1, description="Ray Train workers.")
+    min_workers: int | None = Field(
+        None, ge=1, description="Fewest workers it may run with when room is short; empty: num_workers."
+    )
     resources: Resources = Field(default_factory=Resources, description="Per worker.")
     deepspeed: str | dict[str, Any] | None = Field(
         None, description="DeepSpeed configuration: a JSON file or a mapping."
@@ -242,6 +245,11 @@ class TrainConfig(Strict):
         if self.prompts_per_step % self.num_workers:
             raise ValueError(
                 f"prompts_per_step: {self.prompts_per_step} is not a multiple of num_workers ({self.num_workers})"
+            )
+        if self.min_workers and (self.min_workers > self.num_workers or self.prompts_per_step % self.min_workers):
+            raise ValueError(
+                f"min_workers: {self.min_workers} must be at most num_workers ({self.num_workers}) and divide "
+                f"prompts_per_step ({self.prompts_per_step})"
             )
         if self.early_stopping and not self.eval_steps:
             raise ValueError("early_stopping: needs eval_steps, the number of steps between held-out evaluations")

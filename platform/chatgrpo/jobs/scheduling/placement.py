@@ -14,12 +14,14 @@ class Rooms:
     """What is free on every node. Nodes with equally much room share a bucket, so that a search costs the number of
     different rooms, not of nodes: a cluster of 10,000 machines has a few dozen."""
 
-    __slots__ = ("_buckets", "_sorted", "free")
+    __slots__ = ("_buckets", "_no_gang", "_sorted", "free")
 
     def __init__(self, free: Sequence[Amount]) -> None:
         self.free = list(free)
         self._buckets: dict[Amount, dict[int, None]] = {}
         self._sorted: list[Amount] | None = None
+        self._no_gang: dict[Amount, int] = {}
+        """The smallest gang of such workers that was found not to fit; forgotten when room is given back."""
         for index, room in enumerate(self.free):
             self._bucket(room)[index] = None
 
@@ -28,6 +30,7 @@ class Rooms:
             self._move(index, self.free[index].minus(per_worker.times(workers)))
 
     def give(self, placement: Placement, per_worker: Amount) -> None:
+        self._no_gang.clear()
         for index, workers in placement:
             self._move(index, self.free[index].plus(per_worker.times(workers)))
 
@@ -39,12 +42,20 @@ class Rooms:
         """Where so many workers fit, or None. The tightest node that holds them all; else the fewest nodes.
 
         `kept`: on these nodes only so much may be used (the rest waits for a job with a reservation)."""
-        per_worker, best = request.per_worker, None
+        per_worker = request.per_worker
+        if workers >= self._no_gang.get(per_worker, workers + 1):
+            return None
+        in_all = 0
         for room in self._in_order():
-            if per_worker.multiples_in(room) >= workers:
+            fit = per_worker.multiples_in(room)
+            if fit >= workers:
                 best = self._first(room, kept)
                 if best is not None:
                     return ((best, workers),)
+            in_all += fit * len(self._buckets[room])
+        if in_all < workers:
+            self._no_gang[per_worker] = workers
+            return None
         return self._spread(per_worker, workers, kept)
 
     def _spread(self, per_worker: Amount, workers: int, kept: Mapping[int, Amount] | None) -> Placement | None:

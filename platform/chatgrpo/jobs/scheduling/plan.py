@@ -8,13 +8,12 @@ priority and age. With policy `priority` there is one queue for all. Passing is 
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from chatgrpo.jobs.amounts import UNLIMITED, Amount
 from chatgrpo.jobs.scheduling.backfill import NodesKept, blocked_in_pool, keep_nodes
-from chatgrpo.jobs.scheduling.book import Book, Kind
+from chatgrpo.jobs.scheduling.book import Book
+from chatgrpo.jobs.scheduling.order import Order
 from chatgrpo.jobs.scheduling.pools import Pool, Task
 
 MAX_KINDS = 64
@@ -46,72 +45,49 @@ class Plan:
     """Those who were next and could not start, the first of each kind, in order."""
 
 
-Entry = tuple[tuple[object, ...], float, str, Kind]
-
-
 def plan(book: Book, now: float) -> Plan:
     """Starts in `book` whatever may start at `now`, and says what that is."""
     result = Plan()
     planner = _Planner(book, now)
-    for entry in planner.entries():
-        block = planner.try_start(entry, result)
+    order = _order(book, now)
+    while first := order.pop():
+        task, kind = first
+        block = planner.try_start(task, result)
         if block:
             result.blocks.append(block)
+        order.settle(None if block else book.first(task.owner, kind), kind)
     planner.close(result)
     return result
 
 
+def _order(book: Book, now: float) -> Order:
+    """Those whose situation may have changed since the last pass: everyone, if it left someone waiting for room."""
+    order = Order(book, now)
+    for top in book.tops() if book.cluster_full else sorted(book.touched):
+        for owner, kinds in book.kinds(top):
+            firsts = [(book.first(owner, kind), kind) for kind in kinds]
+            ranked = sorted(((task, kind) for task, kind in firsts if task), key=lambda f: (book.rank(f[0]), f[0].id))
+            for task, kind in ranked[:MAX_KINDS]:
+                order.add(task, kind)
+    order.ready()
+    book.touched.clear()
+    book.cluster_full = False
+    return order
+
+
 class _Planner:
-    """One pass over the queue."""
+    """What one pass has promised so far."""
 
     def __init__(self, book: Book, now: float) -> None:
         self.book = book
         self.now = now
-        self._fair = book.config.policy == "fair_share"
-        self._heap: list[Entry] = []
         self._reserved: list[Pool] = []
         self._nodes_kept: NodesKept | None = None
         self._too_big: dict[tuple[Amount, bool], int] = {}
         self._elastic: list[Task] = []
 
-    def entries(self) -> Iterator[Entry]:
-        """First of each kind in order; starting one brings up the next of its kind."""
-        tops = self.book.tops() if self.book.cluster_full else sorted(self.book.touched)
-        self.book.touched.clear()
-        self.book.cluster_full = False
-        for top in tops:
-            for owner, kinds in self.book.kinds(top):
-                firsts = [(self.book.first(owner, kind), kind) for kind in kinds]
-                ranked = sorted((self.book.rank(task), task.id, kind) for task, kind in firsts if task)
-                for rank, task_id, kind in ranked[:MAX_KINDS]:
-                    self._heap.append((self._key(self.book.waiting[task_id]), rank, task_id, kind))
-        heapq.heapify(self._heap)
-        while self._heap:
-            entry = heapq.heappop(self._heap)
-            # Shares only grow while jobs start, so a stale key is put back where it belongs.
-            key = self._key(self.book.waiting[entry[2]])
-            if key == entry[0] or not self._heap or (key, *entry[1:3]) <= self._heap[0][:3]:
-                yield entry
-            else:
-                heapq.heappush(self._heap, (key, *entry[1:]))
-
-    def _key(self, task: Task) -> tuple[object, ...]:
-        if not self._fair:
-            return ()
-        book, chain = self.book, self.book.chain(task.owner)
-        entitled = any(pool.is_entitled(task.request.smallest) for pool in chain[1:])
-        half_life_s = book.config.usage_half_life_s
-        return (not entitled, *(pool.share(book.whole, self.now, half_life_s) for pool in chain[1:]))
-
-    def try_start(self, entry: Entry, result: Plan) -> Block | None:
-        task = self.book.waiting[entry[2]]
-        block = self._quota_block(task) or self._place(task, result)
-        if block is None:
-            following = self.book.first(task.owner, entry[3])
-            if following:
-                key = self._key(following)
-                heapq.heappush(self._heap, (key, self.book.rank(following), following.id, entry[3]))
-        return block
+    def try_start(self, task: Task, result: Plan) -> Block | None:
+        return self._quota_block(task) or self._place(task, result)
 
     def _quota_block(self, task: Task) -> Block | None:
         need = task.request.smallest

@@ -68,8 +68,11 @@ class Pool:
     __slots__ = (
         "_as_of",
         "_average",
+        "_share",
+        "_share_at",
         "ends",
         "guarantee",
+        "guarantees",
         "held",
         "hours_spent",
         "limit",
@@ -94,6 +97,7 @@ class Pool:
             if guarantee
             else (False, False, False)
         )
+        self.guarantees = any(self.stated)
         self.max_jobs = quota.max_jobs if quota and quota.max_jobs is not None else 10**12
         self.hours_spent = False
         self.used = NOTHING
@@ -102,6 +106,8 @@ class Pool:
         self.reservation: Reservation | None = None
         self._average = 0.0
         self._as_of = 0.0
+        self._share = 0.0
+        self._share_at = math.nan
 
     def add(self, held: Held, whole: Amount, now: float, half_life_s: float) -> None:
         self._charge(whole, now, half_life_s)
@@ -116,7 +122,7 @@ class Pool:
         del self.ends[bisect_left(self.ends, (held.ends_at, held.task.id))]
 
     def set_usage(self, average: float, now: float) -> None:
-        self._average, self._as_of = average, now
+        self._average, self._as_of, self._share_at = average, now, math.nan
 
     def usage(self, whole: Amount, now: float, half_life_s: float) -> float:
         """The dominant share that this pool has held on average, the past counting half after each half-life."""
@@ -125,7 +131,10 @@ class Pool:
 
     def share(self, whole: Amount, now: float, half_life_s: float) -> float:
         """What fair sharing compares: what is held now plus what was held lately, by weight. Lowest goes first."""
-        return (self.used.share_of(whole) + self.usage(whole, now, half_life_s)) / self.weight
+        if now != self._share_at:
+            self._share_at = now
+            self._share = (self.used.share_of(whole) + self.usage(whole, now, half_life_s)) / self.weight
+        return self._share
 
     def is_entitled(self, amount: Amount) -> bool:
         """Whether `amount` more stays within what this pool is guaranteed."""
@@ -142,6 +151,7 @@ class Pool:
 
     def _charge(self, whole: Amount, now: float, half_life_s: float) -> None:
         self._average, self._as_of = self.usage(whole, now, half_life_s), now
+        self._share_at = math.nan
 
 
 def paths_of(owner: str) -> list[str]:

@@ -110,7 +110,7 @@ def _still_borrows(book: Book, held: Held, task: Task) -> bool:
 
 
 def _over(pool: Pool, resource: int) -> bool:
-    return not any(pool.stated) or pool.borrows(resource)
+    return not pool.guarantees or pool.borrows(resource)
 
 
 def _fits(book: Book, task: Task) -> bool:
@@ -125,6 +125,6 @@ def _pretend(book: Book, task: Task, now: float) -> Held | None:
         return None
     placement = book.rooms.find(task.request, workers=task.request.least)
     assert placement is not None
-    held = Held(task, task.request.least, placement, now, now + task.expected_s)
+    held = Held(task, task.request.least, placement, now, now + task.expected_s, can_stop=False)
     book.hold(held, now)
     return held
