@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 from typer.core import TyperGroup
 
 from chatgrpo.client import DEFAULT_URL, Client
@@ -20,6 +21,7 @@ from chatgrpo.jobs.job import JobState
 from chatgrpo.jobs.seed_request import SeedTrainRequest, is_seed_request
 from chatgrpo.overrides import apply_overrides
 from chatgrpo.progress import JobProgress
+from chatgrpo.reference import fields_of
 from chatgrpo.training.config import TrainConfig
 
 
@@ -115,6 +117,14 @@ def train(
         _follow(_client(ctx), submitted["job_id"])
     else:
         console.print(f"follow it with: chatgrpo job {submitted['job_id']} --follow", style="dim", highlight=False)
+
+
+@app.command()
+def fields() -> None:
+    """List every field of a training configuration: default, meaning."""
+    for line in fields_of(TrainConfig):
+        console.print(Text.assemble((line.name, "bold"), f" = {line.default}"), soft_wrap=True)
+        console.print(Text(f"    {line.description}"), style="dim")
 
 
 @app.command()

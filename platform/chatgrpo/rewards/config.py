@@ -26,7 +26,9 @@ class ExactReward(_Weighted):
     """1 when the extracted answer equals the task's, else 0."""
 
     type: Literal["exact"] = "exact"
-    extract: Literal["all", "last_number", "last_line", "answer_tag"] = "all"
+    extract: Literal["all", "last_number", "last_line", "answer_tag"] = Field(
+        "all", description="Which part of the reply is the answer; answer_tag reads <answer>...</answer>."
+    )
     ignore_case: bool = Field(True, description="Compare without regard to case.")
 
 
