@@ -53,7 +53,7 @@ from chatgrpo.state.history import Summary, Turn
 from chatgrpo.state.limits import Limits
 from chatgrpo.state.snapshots import Restored, Snapshot, SnapshotLog, restore
 from chatgrpo.state.store import Head, Key, Log, Write
-from chatgrpo.state.tiered import TieredStore
+from chatgrpo.state.tiered import FEW, TieredStore
 from chatgrpo.state.visible import Bound, newest, state_at, summary_of, visible_after
 
 SPACE: Final = "conversation"
@@ -190,7 +190,8 @@ class Conversations:
         session: SessionToken = _FRESH,
     ) -> Window:
         """The newest turns within both limits; the newest 50 when none is given. Flat in the conversation's length."""
-        log = await self._load(conversation_id, tenant, level, session)
+        want = max_messages or DEFAULT_MESSAGES
+        log = await self._load(conversation_id, tenant, level, session, want=want)
         wanted = (max_messages, max_tokens)
         window: Window | None = log.memo.get(wanted)
         if window is None:
@@ -393,9 +394,11 @@ class Conversations:
     async def close(self) -> None:
         await self.tiers.close()
 
-    async def _load(self, id_: str, tenant: str, level: Consistency | None, session: SessionToken) -> Log:
+    async def _load(
+        self, id_: str, tenant: str, level: Consistency | None, session: SessionToken, *, want: int = FEW
+    ) -> Log:
         key = self._key(tenant, id_)
-        log = await self.tiers.load(key, level or self.default_level, session)
+        log = await self.tiers.load(key, level or self.default_level, session, want=want)
         if log is None or is_expired(log.head, self._clock.now()):
             raise missing(id_)
         check_nothing_lost(log, level or self.default_level, session)

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from chatgrpo.state.eviction import Eviction
-from chatgrpo.state.store import Change, Key, Log, Record
+from chatgrpo.state.store import Change, Head, Key, Log, Record
 
+WINDOW: Final = 256
+"""Records of a log that a copy holds: a chat prompt rarely needs more, and a longer read goes to the store."""
 MAX_COPY_BYTES: Final = 1 << 20
 """A copy holds the newest records up to this size, so that a few giant messages cannot fill the memory."""
 _NEVER: Final = 1 << 62
@@ -85,11 +87,17 @@ class Copies:
                 self._on_their_way.pop(key, None)
 
 
-def trimmed(records: tuple[Record, ...]) -> tuple[Record, ...]:
-    """The newest records within MAX_COPY_BYTES."""
+def copy_of(key: Key, head: Head, records: tuple[Record, ...]) -> Log:
+    """A log with the newest of the records: WINDOW at most, within MAX_COPY_BYTES."""
+    kept = records[-WINDOW:]
     size = 0
-    for taken, record in enumerate(reversed(records)):
+    for taken, record in enumerate(reversed(kept)):
         size += len(record.data)
         if size > MAX_COPY_BYTES:
-            return records[len(records) - taken :]
-    return records
+            return Log(key, head, kept[len(kept) - taken :], is_cut=True)
+    return Log(key, head, kept)
+
+
+def has(log: Log, count: int) -> bool:
+    """Whether the copy holds the newest `count` records, or all there are, or all it may."""
+    return len(log.records) >= min(count, log.head.version + 1, WINDOW) or log.is_cut

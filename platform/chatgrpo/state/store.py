@@ -56,11 +56,13 @@ class Record:
 
 @dataclass(slots=True, eq=False)
 class Log:
-    """A head and the last records of a log, oldest first, as of one moment. `memo` belongs to the reader."""
+    """A head and the last records of a log, oldest first, as of one moment. `memo` belongs to the reader; `is_cut`
+    says that older records were left out because of their size."""
 
     key: Key
     head: Head
     records: tuple[Record, ...]
+    is_cut: bool = False
     memo: dict[Any, Any] = field(default_factory=dict)
 
 

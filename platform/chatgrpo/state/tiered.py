@@ -15,14 +15,16 @@ from weakref import WeakValueDictionary
 from chatgrpo.clock import Clock, SystemClock
 from chatgrpo.errors import Conflict, PlatformError, Unavailable
 from chatgrpo.state.consistency import Consistency, SessionToken, may_serve
-from chatgrpo.state.copies import Copies, trimmed
+from chatgrpo.state.copies import WINDOW, Copies, copy_of, has
 from chatgrpo.state.eviction import EvictionPolicy, open_eviction
 from chatgrpo.state.history import MAX_RECENT_APPENDS
 from chatgrpo.state.store import Change, Key, Log, Record, Store, Watch, Write
-from chatgrpo.state.write_behind import WINDOW, Pending, Plan, after, joined
+from chatgrpo.state.write_behind import Pending, Plan, after, joined
 
 logger = logging.getLogger(__name__)
 
+FEW: Final = 16
+"""Records that are read along with a head: enough for the next turn of most chats, and cheap."""
 MAX_ATTEMPTS: Final = 64
 """Compare-and-set attempts of one unconditional write before the caller hears of the contention."""
 MAX_STALENESS_S: Final = 0.02
@@ -95,24 +97,25 @@ class TieredStore:
         self._refresh(watch)
         return self._copies.get(key)
 
-    async def load(self, key: Key, level: Consistency, token: SessionToken) -> Log | None:
-        """The log's head and last WINDOW records, as new as the level asks; None when absent. Callers that miss at
-        the same time share one read, where the level lets them: a strong read must begin after it was asked for."""
+    async def load(self, key: Key, level: Consistency, token: SessionToken, *, want: int = FEW) -> Log | None:
+        """The log's head and its last `want` records at least (WINDOW at most), as new as the level asks; None when
+        absent. Callers that miss at the same time share one read, where the level lets them: a strong read must begin
+        after it was asked for."""
         if self._pending and key in self._pending:
             if level is Consistency.EVENTUAL:
                 return self._pending[key].log
             async with self._lock(key):
                 await self._write_pending(key)
         log = self.cached(key, level, token)
-        if log is not None:
+        if log is not None and has(log, want):
             return log
         load = self._loads.get(key)
         if load is not None:
             await asyncio.wait([load])
             log = self.cached(key, level, token)
-            if log is not None:
+            if log is not None and has(log, want):
                 return log
-        load = self._loads[key] = asyncio.create_task(self._fetch(key))
+        load = self._loads[key] = asyncio.create_task(self._fetch(key, want))
         try:
             return await asyncio.shield(load)
         finally:
@@ -169,15 +172,19 @@ class TieredStore:
                 self._copies.keep(written, on_its_way)
             return written
 
-    async def _fetch(self, key: Key) -> Log | None:
+    async def _fetch(self, key: Key, want: int = FEW) -> Log | None:
         with self._copies.listening(key) as on_its_way:
             copy = self._copies.get(key)
-            log = await self.store.tail(key, WINDOW, unless=copy.head.seq if copy else 0)
-            if log is None:
+            if copy is not None and not has(copy, want):
+                copy = None
+            # Powers of two, so that a window that grows by a turn is not read anew each time.
+            count = min(WINDOW, 1 << (want - 1).bit_length())
+            found = await self.store.tail(key, count, unless=copy.head.seq if copy else 0)
+            if found is None:
                 return None
-            if copy is not None and log.head.seq == copy.head.seq:
+            if copy is not None and found.head.seq == copy.head.seq:
                 return copy
-            log.records = trimmed(log.records)
+            log = copy_of(key, found.head, found.records)
             if self._watch is not None:
                 self._copies.keep(log, on_its_way)
             return log

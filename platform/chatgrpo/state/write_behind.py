@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Final
 
 from chatgrpo.errors import NotFound
-from chatgrpo.state.copies import trimmed
+from chatgrpo.state.copies import copy_of
 from chatgrpo.state.store import Key, Log, Record, Write
-
-WINDOW: Final = 256
-"""Records of a log that a copy holds: a chat prompt rarely needs more, and a longer read goes to the store."""
 
 Plan = Callable[[Log | None], Write | None]
 """Given the newest log (None: absent), what to write; None: nothing. May raise; it is called again on newer state."""
@@ -29,8 +25,7 @@ def after(key: Key, log: Log | None, write: Write, *, seq: int) -> Log:
     """The log once the write is in."""
     start = write.head.version - len(write.records) + 1
     added = tuple(Record(start + i, data) for i, data in enumerate(write.records))
-    records = ((log.records if log else ()) + added)[-WINDOW:]
-    return Log(key, replace(write.head, seq=seq), trimmed(records))
+    return copy_of(key, replace(write.head, seq=seq), (log.records if log else ()) + added)
 
 
 def joined(key: Key, plans: list[Plan]) -> Plan:

@@ -11,7 +11,7 @@ from chatgrpo.messages import user
 from chatgrpo.state.consistency import Consistency, SessionToken, may_serve
 from chatgrpo.state.conversation import Appended
 from chatgrpo.state.conversations import Conversations
-from chatgrpo.state.copies import MAX_COPY_BYTES, trimmed
+from chatgrpo.state.copies import MAX_COPY_BYTES, copy_of
 from chatgrpo.state.memory import MemoryStore
 from chatgrpo.state.store import Head, Key, Log, Record, Write
 from chatgrpo.state.tiered import TieredStore
@@ -151,8 +151,9 @@ async def test_writes_for_a_deleted_conversation_go_with_it() -> None:
 def test_a_copy_of_giant_records_is_cut_to_the_newest() -> None:
     big = bytes(MAX_COPY_BYTES // 2)
     records = tuple(Record(version, big) for version in range(5))
-    assert [record.version for record in trimmed(records)] == [3, 4]
-    assert trimmed(records[:1]) == records[:1]
+    copy = copy_of(KEY, Head(version=4, data=b""), records)
+    assert ([record.version for record in copy.records], copy.is_cut) == ([3, 4], True)
+    assert copy_of(KEY, Head(version=0, data=b""), records[:1]).is_cut is False
 
 
 @pytest.mark.parametrize(
