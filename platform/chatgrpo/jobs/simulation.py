@@ -81,8 +81,11 @@ def simulate(
         outcome.preemptions += 1
         book.submit(held.task)
 
+    same_time, last = 0, -math.inf
     while events and events[0][0] <= until:
         now = events[0][0]
+        same_time, last = (same_time + 1 if now == last else 0), now
+        assert same_time <= len(by_id) + 10, f"jobs stop each other in turns at {now}"
         while events and events[0][0] == now:
             _, kind, run, task_id = heapq.heappop(events)
             if kind == ARRIVE:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from chatgrpo.jobs.amounts import Amount, Request, total
 from chatgrpo.jobs.config import JobsConfig
 from chatgrpo.jobs.scheduling.placement import Placement, Rooms
-from chatgrpo.jobs.scheduling.pools import ROOT, Held, Pool, Task, Usage, paths_of, quotas_by_path
+from chatgrpo.jobs.scheduling.pools import ROOT, Held, Pool, Task, Usage, counted_by, paths_of
 
 if TYPE_CHECKING:
     from chatgrpo.jobs.scheduling.backfill import NodesKept
@@ -37,7 +37,8 @@ class Book:
         """Whether the last plan left someone waiting for room on the nodes."""
         self.promise: NodesKept | None = None
         """What the last plan promised to the first of them."""
-        self._quotas = quotas_by_path(config.quotas)
+        self._quotas = {quota.path: quota for quota in config.quotas}
+        self._counted = counted_by(config.quotas)
         self._pools: dict[str, Pool] = {}
         self._chains: dict[str, tuple[Pool, ...]] = {}
         self._kinds: dict[str, dict[str, dict[Kind, list[tuple[float, str]]]]] = {}
@@ -54,7 +55,7 @@ class Book:
         pool = self._pools.get(path)
         if pool is None:
             parent = self._pools.get(path.rpartition("/")[0]) if path else None
-            pool = self._pools[path] = Pool(path, parent, self._quotas.get(path))
+            pool = self._pools[path] = Pool(path, parent, self._quotas.get(path), self._counted)
         return pool
 
     def pools(self) -> Iterator[Pool]:
@@ -64,6 +65,11 @@ class Book:
         """Lower is sooner. Waiting `ageing_s` is worth one step of priority; since all age alike, the order of two
         tasks never changes and the queue needs no re-sorting."""
         return task.submitted_at / self.config.ageing_s - task.priority
+
+    def is_entitled(self, task: Task) -> bool:
+        """Whether a guarantee on its path covers the task beside what is held there."""
+        smallest = task.request.smallest
+        return any(pool.guarantees and pool.is_entitled(smallest) for pool in self.chain(task.owner))
 
     def submit(self, task: Task) -> None:
         self.waiting[task.id] = task

@@ -110,7 +110,4 @@ class Order:
         return pool.share(self._book.whole, self._now, self._book.config.usage_half_life_s)
 
     def _is_unclaimed(self, task: Task) -> bool:
-        if not self._fair:
-            return True
-        smallest = task.request.smallest
-        return not any(pool.is_entitled(smallest) for pool in self._book.chain(task.owner)[1:] if pool.guarantees)
+        return not self._book.is_entitled(task)

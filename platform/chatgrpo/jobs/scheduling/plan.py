@@ -36,6 +36,8 @@ class Block:
     pool: Pool | None
     reason: str
     unblocked_by: str
+    has_promise: bool = False
+    """It is the one that the others behind it may not delay."""
 
 
 @dataclass(slots=True)
@@ -100,12 +102,13 @@ class _Planner:
                 )
             over_jobs = len(pool.held) >= pool.max_jobs
             if over_jobs or not pool.used.plus(need).fits(pool.limit):
-                if pool.reservation is None:
+                is_first = pool.reservation is None
+                if is_first:
                     pool.reservation = blocked_in_pool(pool, task)
                     self._reserved.append(pool)
                 what = f"{len(pool.held)} jobs" if over_jobs else f"{pool.used} in use"
                 reason = f"quota of {pool.path!r}: {what}, needs {need}"
-                return Block(task, pool, reason, f"a job of {pool.path!r} ends, or its quota is raised")
+                return Block(task, pool, reason, f"a job of {pool.path!r} ends, or its quota is raised", is_first)
         return None
 
     def _may_pass(self, pool: Pool, task: Task) -> bool:
@@ -148,7 +151,7 @@ class _Planner:
             per_worker, least = task.request.per_worker, task.request.least
             reason = f"needs {least} x ({per_worker}) at once; {self.book.rooms.count(per_worker)} such workers fit now"
             remedy = "a running job ends, or the cluster grows" if self._nodes_kept else "the cluster grows"
-            return Block(task, None, reason, remedy)
+            return Block(task, None, reason, remedy, self._nodes_kept is not None)
         first = self._nodes_kept.task_id
         return Block(task, None, f"no room that job {first}, which goes first, can spare", f"job {first} starts")
 

@@ -13,6 +13,8 @@ from chatgrpo.jobs.scheduling.placement import Placement
 
 ROOT = ""
 
+Counted = tuple[bool, bool, bool]
+
 
 @dataclass(frozen=True, slots=True)
 class Task:
@@ -70,6 +72,7 @@ class Pool:
         "_average",
         "_share",
         "_share_at",
+        "counted",
         "ends",
         "guarantee",
         "guarantees",
@@ -80,24 +83,18 @@ class Pool:
         "parent",
         "path",
         "reservation",
-        "stated",
         "used",
         "weight",
     )
 
-    def __init__(self, path: str, parent: Pool | None, quota: Quota | None) -> None:
+    def __init__(self, path: str, parent: Pool | None, quota: Quota | None, counted: Counted) -> None:
         self.path = path
         self.parent = parent
         self.weight = quota.weight if quota else 1.0
         self.limit = quota.limit.as_limit() if quota else UNLIMITED
         self.guarantee = quota.guarantee.as_guarantee() if quota else NOTHING
-        guarantee = quota.guarantee if quota else None
-        self.stated = (
-            (guarantee.cpus is not None, guarantee.gpus is not None, guarantee.memory_gb is not None)
-            if guarantee
-            else (False, False, False)
-        )
-        self.guarantees = any(self.stated)
+        self.counted = counted
+        self.guarantees = any(self.guarantee)
         self.max_jobs = quota.max_jobs if quota and quota.max_jobs is not None else 10**12
         self.hours_spent = False
         self.used = NOTHING
@@ -137,17 +134,20 @@ class Pool:
         return self._share
 
     def is_entitled(self, amount: Amount) -> bool:
-        """Whether `amount` more stays within what this pool is guaranteed."""
+        """Whether `amount` more stays within what this pool is guaranteed, of every resource that counts."""
         wanted = False
-        for stated, used, more, guarantee in zip(self.stated, self.used, amount, self.guarantee, strict=True):
-            if stated and used + more > guarantee:
-                return False
-            wanted = wanted or (stated and more > 0)
+        for counts, used, more, guarantee in zip(self.counted, self.used, amount, self.guarantee, strict=True):
+            if counts and more:
+                if used + more > guarantee:
+                    return False
+                wanted = True
         return wanted
 
     def borrows(self, resource: int) -> bool:
         """Whether this pool holds more of a resource than it is guaranteed."""
-        return self.used[resource] > self.guarantee[resource]
+        if self.counted[resource]:
+            return self.used[resource] > self.guarantee[resource]
+        return not self.guarantees
 
     def _charge(self, whole: Amount, now: float, half_life_s: float) -> None:
         self._average, self._as_of = self.usage(whole, now, half_life_s), now
@@ -160,5 +160,8 @@ def paths_of(owner: str) -> list[str]:
     return [ROOT, *("/".join(parts[: i + 1]) for i in range(len(parts)))]
 
 
-def quotas_by_path(quotas: Iterable[Quota]) -> dict[str, Quota]:
-    return {quota.path: quota for quota in quotas}
+def counted_by(quotas: Iterable[Quota]) -> Counted:
+    """Which of CPUs, GPUs and memory anyone is guaranteed. Of these, who has no guarantee has none to claim; the others
+    nobody can claim, and a claim does not fail for them."""
+    totals = [sum(parts) for parts in zip(*(q.guarantee.as_guarantee() for q in quotas), strict=True)] or [0, 0, 0]
+    return (totals[0] > 0, totals[1] > 0, totals[2] > 0)

@@ -3,7 +3,8 @@
 A job is entitled at a level of the tree when it keeps its pool there within the guarantee. Only jobs of sibling pools
 that hold more than *their* guarantee are stopped, so nobody falls below it and two tenants never stop each other in
 turns: the one that was stopped is above its guarantee and not entitled. Least important and youngest go first; a stop
-that turns out not to be needed is taken back.
+that turns out not to be needed is taken back. With `preempt_lower_priority` a job may also stop less important ones of
+its own owner that are behind it in the queue.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from itertools import pairwise
 
 from chatgrpo.jobs.scheduling.book import Book
 from chatgrpo.jobs.scheduling.plan import Block
-from chatgrpo.jobs.scheduling.pools import Held, Pool, Task
+from chatgrpo.jobs.scheduling.pools import Held, Task
 
 MAX_CLAIMS = 16
 """Entitled jobs that one pass looks at; the next ones come with the next pass."""
@@ -34,7 +35,7 @@ def reclaim(book: Book, blocks: Sequence[Block], now: float) -> list[Stop]:
     What was already asked to stop counts as free, but only once: claims are served in order, each with the room that
     the ones before it leave."""
     stops: list[Stop] = []
-    claims = [block.task for block in blocks if _may_claim(book, block.task)][:MAX_CLAIMS]
+    claims = [block.task for block in blocks if _may_claim(book, block)][:MAX_CLAIMS]
     if not claims:
         return stops
     released = [held for held in book.held.values() if held.stopping]
@@ -56,10 +57,9 @@ def reclaim(book: Book, blocks: Sequence[Block], now: float) -> list[Stop]:
     return stops
 
 
-def _may_claim(book: Book, task: Task) -> bool:
-    if book.config.preempt_lower_priority:
-        return True
-    return any(pool.is_entitled(task.request.smallest) for pool in book.chain(task.owner)[1:])
+def _may_claim(book: Book, block: Block) -> bool:
+    """One that only its priority speaks for claims when it is first: others would not let it have the room."""
+    return book.is_entitled(block.task) or (book.config.preempt_lower_priority and block.has_promise)
 
 
 def _victims(book: Book, task: Task, now: float) -> list[Held]:
@@ -72,7 +72,7 @@ def _victims(book: Book, task: Task, now: float) -> list[Held]:
         taken.append(held)
         if _fits(book, task):
             break
-    else:
+    if not _fits(book, task) or any(_would_go_first(book, held.task, task) for held in taken):
         for held in taken:
             book.hold(held, now)
         return []
@@ -93,8 +93,17 @@ def _candidates(book: Book, task: Task) -> Iterable[Held]:
             found |= {i: h for i, h in parent.held.items() if i not in own.held and h.can_stop}
     if book.config.preempt_lower_priority:
         own = chain[-1]
-        found |= {i: h for i, h in own.held.items() if h.task.priority < task.priority and h.can_stop}
+        found |= {i: h for i, h in own.held.items() if h.can_stop and _is_less(book, h.task, task)}
     return found.values()
+
+
+def _is_less(book: Book, other: Task, task: Task) -> bool:
+    return other.priority < task.priority and book.rank(other) > book.rank(task)
+
+
+def _would_go_first(book: Book, victim: Task, task: Task) -> bool:
+    """Whether a stopped job of the same owner would take its room back at once: then stopping it helps nobody."""
+    return victim.owner == task.owner and book.is_entitled(victim) and not book.is_entitled(task)
 
 
 def _still_borrows(book: Book, held: Held, task: Task) -> bool:
@@ -106,11 +115,7 @@ def _still_borrows(book: Book, held: Held, task: Task) -> bool:
     need, amount = task.request.per_worker, held.amount
     useful = [r for r in range(3) if need[r] and amount[r]]
     below = [pool for pool in book.chain(held.task.owner) if pool not in shared]
-    return any(all(_over(pool, r) for pool in below) for r in useful)
-
-
-def _over(pool: Pool, resource: int) -> bool:
-    return not pool.guarantees or pool.borrows(resource)
+    return any(all(pool.borrows(r) for pool in below) for r in useful)
 
 
 def _fits(book: Book, task: Task) -> bool:
