@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
 
@@ -15,8 +15,12 @@ from chatgrpo.inference.deltas import ChatDelta
 from chatgrpo.inference.engine import SamplingParams
 from chatgrpo.jobs.job import JobService
 from chatgrpo.messages import Message
-from chatgrpo.state.consistency import Consistency
-from chatgrpo.state.conversation import Appended, Conversation, Window
+from chatgrpo.state.consistency import Consistency, SessionToken
+from chatgrpo.state.conversation import Appended, Conversation, Page, Window
+from chatgrpo.state.export import Include
+from chatgrpo.state.feedback import Feedback
+from chatgrpo.state.history import Turn
+from chatgrpo.state.snapshots import Restored, Snapshot
 
 
 class ChatService(Protocol):
@@ -45,18 +49,35 @@ class ConversationService(Protocol):
         tenant: str,
         user_id: str | None = None,
         context: Mapping[str, Any] | None = None,
+        ttl_s: float | None = None,
     ) -> Conversation: ...
 
-    async def get(self, conversation_id: str, *, tenant: str, level: Consistency | None = None) -> Conversation: ...
+    async def get(
+        self, conversation_id: str, *, tenant: str, level: Consistency | None = None, session: SessionToken = ...
+    ) -> Conversation: ...
 
     async def read_recent(
         self,
         conversation_id: str,
         *,
         tenant: str,
+        max_messages: int | None = None,
         max_tokens: int | None = None,
         level: Consistency | None = None,
+        session: SessionToken = ...,
     ) -> Window: ...
+
+    async def read(
+        self,
+        conversation_id: str,
+        *,
+        tenant: str,
+        after: int = 0,
+        limit: int = 100,
+        at_version: int | None = None,
+        level: Consistency | None = None,
+        session: SessionToken = ...,
+    ) -> tuple[Turn, ...]: ...
 
     async def append(
         self,
@@ -67,7 +88,56 @@ class ConversationService(Protocol):
         expected_version: int | None = None,
         metadata: Sequence[Mapping[str, Any]] = (),
         context: Mapping[str, Any] | None = None,
+        append_id: str | None = None,
+        level: Consistency | None = None,
     ) -> Appended: ...
+
+    async def set_context(
+        self,
+        conversation_id: str,
+        context: Mapping[str, Any],
+        *,
+        tenant: str,
+        expected_version: int | None = None,
+    ) -> Appended: ...
+
+    async def list(
+        self, *, tenant: str, user_id: str | None = None, cursor: str | None = None, limit: int = 50
+    ) -> Page: ...
+
+    async def delete(self, conversation_id: str, *, tenant: str) -> None: ...
+
+    async def fork(
+        self, conversation_id: str, *, tenant: str, at_version: int | None = None, new_id: str | None = None
+    ) -> Conversation: ...
+
+    async def rollback(
+        self, conversation_id: str, to_version: int, *, tenant: str, expected_version: int | None = None
+    ) -> Appended: ...
+
+    async def feedback(
+        self,
+        conversation_id: str,
+        version: int,
+        *,
+        tenant: str,
+        score: float | None = None,
+        label: str | None = None,
+        corrected: str | None = None,
+        user_id: str | None = None,
+    ) -> Feedback: ...
+
+    def export(
+        self, *, tenant: str, user_id: str | None = None, include: Include = ...
+    ) -> AsyncIterator[dict[str, Any]]: ...
+
+    async def create_snapshot(self, *, tenant: str, user_id: str | None = None, name: str = "") -> Snapshot: ...
+
+    async def list_snapshots(self, *, tenant: str) -> Sequence[Snapshot]: ...
+
+    async def restore_snapshot(self, snapshot_id: str, *, tenant: str) -> Restored: ...
+
+    async def delete_snapshot(self, snapshot_id: str, *, tenant: str) -> None: ...
 
     async def ping(self) -> None: ...
 

@@ -44,8 +44,10 @@ def training_lines(
 ) -> Iterator[dict[str, Any]]:
     for position, turn in enumerate(turns):
         opinion = judged.get(turn.version)
-        if turn.message.role is not Role.ASSISTANT or position == 0:
+        if turn.message.role is not Role.ASSISTANT:
             continue
+        if not any(earlier.message.role is Role.USER for earlier in turns[:position]):
+            continue  # a greeting answers nothing
         if opinion is None and include is Include.FEEDBACK:
             continue
         yield {
