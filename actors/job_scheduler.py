@@ -12,6 +12,7 @@ from typing import Any, cast
 import ray
 from ray._private.services import get_webui_url_from_internal_kv
 from ray._private.state import available_resources_per_node
+from ray.autoscaler.sdk import request_resources
 from ray.exceptions import RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ulid import ULID
@@ -43,6 +44,9 @@ class RayCluster:
             for node in ray.nodes()  # type: ignore[no-untyped-call]
             if node["Alive"]
         ]
+
+    def ask(self, bundles: Rows) -> None:
+        request_resources(bundles=bundles)
 
 
 def _amount(resources: dict[str, float]) -> Amount:

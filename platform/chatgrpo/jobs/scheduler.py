@@ -17,9 +17,10 @@ from typing import Any, Protocol
 
 from chatgrpo.clock import Clock
 from chatgrpo.errors import Conflict, RateLimited
-from chatgrpo.jobs import checkpoints, views
+from chatgrpo.jobs import autoscaling, checkpoints, views
 from chatgrpo.jobs.admission import admit
 from chatgrpo.jobs.amounts import Node
+from chatgrpo.jobs.autoscaling import Wish
 from chatgrpo.jobs.config import JobsConfig
 from chatgrpo.jobs.controller import AskStop, Facts, Kill, Launch, Run, step
 from chatgrpo.jobs.job import Event, Job, JobState, Progress, StopReason, created, move
@@ -62,6 +63,10 @@ class Cluster(Protocol):
         """The machines that are alive. May block."""
         ...
 
+    def ask(self, bundles: Rows) -> None:
+        """Asks the autoscaler for a cluster that holds all of these at once. May block."""
+        ...
+
 
 class Scheduler:
     """See the methods of JobService for what callers may ask; `owner=None` sees every job."""
@@ -83,6 +88,7 @@ class Scheduler:
         self._config = config
         self._clock = clock
         self._waits: dict[str, Wait] = {}
+        self._wish = Wish()
         self._usage = store.usage()
         self._usage_saved_at = clock.now()
 
@@ -118,6 +124,7 @@ class Scheduler:
         self._record([d for d in decided.decisions if isinstance(d, Event)])
         self._waits = decided.waits
         self._keep_usage(decided.usage, now)
+        await self._autoscale(now)
         for decision in decided.decisions:
             match decision:
                 case Launch(job):
@@ -127,6 +134,18 @@ class Scheduler:
                 case Kill(submission_id, cause):
                     logger.info("kill run=%s cause=%s", submission_id, cause)
                     await asyncio.to_thread(self._launcher.kill, submission_id)
+
+    async def _autoscale(self, now: float) -> None:
+        """Tells the autoscaler, or in a dry run the log, what the queue needs, whenever that changes."""
+        config = self._config.autoscaling
+        if config.mode == "off":
+            return
+        wish = autoscaling.decide(self._store.unfinished(), config, last=self._wish, now=now)
+        if wish.workers != self._wish.workers:
+            logger.info("autoscaling mode=%s wants=%s", config.mode, wish.size)
+            if config.mode == "on":
+                await asyncio.to_thread(self._cluster.ask, wish.bundles())
+        self._wish = wish
 
     async def submit(self, job_id: str, config: Mapping[str, Any], *, owner: str) -> Json:
         """Queues a job under an id that the caller made; the same id again is the same job."""
@@ -278,6 +297,7 @@ class Scheduler:
             "running_jobs": sum(counts[state.value] for state in JobState if state.is_active),
             "completed_jobs": counts[JobState.SUCCEEDED.value],
             "failed_jobs": counts[JobState.FAILED.value],
+            "autoscaling": {"mode": self._config.autoscaling.mode, "asks_for": self._wish.bundles()},
         }
 
     def _folder(self, job: Job) -> RunFolder:

@@ -56,11 +56,13 @@ def simulate(
     loads: Iterable[Load],
     *,
     checkpoint_s: float = 0.0,
-    until: float = math.inf,
+    look_every_s: float = 0.0,
     look: Callable[[Book, float], None] | None = None,
 ) -> Outcome:
     """Runs all loads through `book`. A job that is asked to stop does so `checkpoint_s` later and loses nothing.
-    `look` is called after every decision."""
+
+    The queue is looked at whenever something happens, but not more often than every `look_every_s`. `look` is called
+    after every decision."""
     outcome, serial = Outcome(), count()
     by_id = {load.task.id: load for load in loads}
     left = {i: load.runtime_s * load.task.request.least for i, load in by_id.items()}
@@ -82,19 +84,21 @@ def simulate(
         book.submit(held.task)
 
     same_time, last = 0, -math.inf
-    while events and events[0][0] <= until:
+    while events:
         now = events[0][0]
+        if look_every_s:
+            now = math.ceil(now / look_every_s) * look_every_s
         same_time, last = (same_time + 1 if now == last else 0), now
         assert same_time <= len(by_id) + 10, f"jobs stop each other in turns at {now}"
-        while events and events[0][0] == now:
-            _, kind, run, task_id = heapq.heappop(events)
+        while events and events[0][0] <= now:
+            at, kind, run, task_id = heapq.heappop(events)
             if kind == ARRIVE:
                 book.submit(by_id[task_id].task)
             elif task_id in running and running[task_id].run == run:
                 if kind == END:
                     del running[task_id]
                     book.finish(task_id, now)
-                    outcome.ends[task_id] = now
+                    outcome.ends[task_id] = at
                 else:
                     stop(task_id, now)
         planned = plan(book, now)

@@ -7,6 +7,7 @@ simulation can carry one book through a hundred thousand jobs, and a live schedu
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,14 @@ if TYPE_CHECKING:
     from chatgrpo.jobs.scheduling.backfill import NodesKept
 
 Kind = tuple[Request, float]
-"""Tasks of an owner that ask for the same and run as long: if one cannot start now, no other of them can."""
+"""Tasks of an owner that ask for the same and run about as long: if one cannot start now, no other is tried."""
+
+
+def kind_of(task: Task) -> Kind:
+    """Run times are rounded up to the next power of the fourth root of 2, so that an owner has a few dozen kinds."""
+    if math.isinf(task.expected_s) or task.expected_s <= 0:
+        return task.request, task.expected_s
+    return task.request, 2.0 ** (math.ceil(4.0 * math.log2(task.expected_s)) / 4.0)
 
 
 class Book:
@@ -76,7 +84,7 @@ class Book:
         self.chain(task.owner)
         top = task.owner.partition("/")[0]
         kinds = self._kinds.setdefault(top, {}).setdefault(task.owner, {})
-        heapq.heappush(kinds.setdefault((task.request, task.expected_s), []), (self.rank(task), task.id))
+        heapq.heappush(kinds.setdefault(kind_of(task), []), (self.rank(task), task.id))
         self.touched.add(top)
 
     def withdraw(self, task_id: str) -> None:

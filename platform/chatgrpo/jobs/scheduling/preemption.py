@@ -72,17 +72,23 @@ def _victims(book: Book, task: Task, now: float) -> list[Held]:
         taken.append(held)
         if _fits(book, task):
             break
-    if not _fits(book, task) or any(_would_go_first(book, held.task, task) for held in taken):
-        for held in taken:
-            book.hold(held, now)
-        return []
+    if not _fits(book, task):
+        return _give_back(book, taken, now)
     for held in reversed(taken[:-1]):
         book.hold(held, now)
-        if not _fits(book, task):
-            book.release(held, now)
-        else:
+        if _fits(book, task):
             taken.remove(held)
+        else:
+            book.release(held, now)
+    if any(_would_go_first(book, held.task, task) for held in taken):
+        return _give_back(book, taken, now)
     return taken
+
+
+def _give_back(book: Book, taken: list[Held], now: float) -> list[Held]:
+    for held in taken:
+        book.hold(held, now)
+    return []
 
 
 def _candidates(book: Book, task: Task) -> Iterable[Held]:
