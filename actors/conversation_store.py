@@ -85,9 +85,11 @@ class ConversationShard:
                 continue  # the store will be back; idle conversations can wait
 
 
-def start_conversation_shards(platform: PlatformConfig, num_shards: int = 1) -> list[Any]:
-    """Handles of shards 0 to num_shards - 1, made where missing; shards beyond are drained and ended. Call it on the
-    head node: the embedded store is a file there. Blocks until every shard answers."""
+def start_conversation_shards(platform: PlatformConfig, num_shards: int | None = None) -> list[Any]:
+    """Handles of shards 0 to num_shards - 1 (by default as many as the settings say), made where missing; shards beyond
+    are drained and ended. Call it on the head node: the embedded store is a file there. Blocks until every shard
+    answers."""
+    num_shards = platform.state.num_shards if num_shards is None else num_shards
     options: dict[str, Any] = {}
     if platform.redis_url is None:
         here = ray.get_runtime_context().get_node_id()

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from fastapi import APIRouter, FastAPI
 from starlette.middleware import Middleware
 
-from chatgrpo.api import chat, jobs, models, operations, train
+from chatgrpo.api import chat, conversations, jobs, models, operations, snapshots, train
 from chatgrpo.api.body_limit import BodyLimit
 from chatgrpo.api.errors import handle_errors
 from chatgrpo.api.live import create_live_app
@@ -16,7 +16,15 @@ from chatgrpo.api.services import Services
 from chatgrpo.config import PlatformConfig
 from chatgrpo.monitoring.requests import MeasureRequests, RequestMetrics, RequestTotals
 
-ROUTERS: tuple[APIRouter, ...] = (train.router, jobs.router, chat.router, models.router, operations.router)
+ROUTERS: tuple[APIRouter, ...] = (
+    train.router,
+    jobs.router,
+    chat.router,
+    conversations.router,
+    snapshots.router,
+    models.router,
+    operations.router,
+)
 
 
 def middleware_of(config: PlatformConfig, metrics: RequestMetrics) -> list[Middleware]:

@@ -82,6 +82,7 @@ class Conversations:
         level: Consistency = Consistency.SESSION,
         count_tokens: Callable[[str], int] = estimate_tokens,
         audit: AuditSink | None = None,
+        idle_ttl_s: float | None = None,
         snapshot_retention: int = 20,
     ) -> None:
         self.tiers = tiers
@@ -91,6 +92,7 @@ class Conversations:
         self._count_tokens = count_tokens
         self._feedback = FeedbackLog(tiers)
         self._audit = audit
+        self._idle_ttl_s = idle_ttl_s
         self._snapshots = SnapshotLog(tiers.store, clock=self._clock, retention=snapshot_retention)
 
     async def create(
@@ -109,6 +111,7 @@ class Conversations:
         self._limits.check_context(context or {})
         append_id = append_id or str(ULID())
         now = self._clock.now()
+        ttl_s = self._idle_ttl_s if ttl_s is None else ttl_s
         write = history.create(user_id=user_id, context=dict(context or {}), ttl_s=ttl_s, now=now, append_id=append_id)
         made = await self._create(key, write, append_id)
         await self._note("conversation.create", tenant, key.id, by or user_id, version=made.version)
@@ -190,9 +193,12 @@ class Conversations:
         session: SessionToken = _FRESH,
     ) -> Window:
         """The newest turns within both limits; the newest 50 when none is given. Flat in the conversation's length."""
+        wanted = (max_messages, max_tokens)
+        hot = self.tiers.hot((tenant, SPACE, conversation_id), level or self.default_level, session)
+        if hot is not None and hot.head.expires_at is None and wanted in hot.memo:
+            return hot.memo[wanted]  # type: ignore[no-any-return]
         want = max_messages or DEFAULT_MESSAGES
         log = await self._load(conversation_id, tenant, level, session, want=want)
-        wanted = (max_messages, max_tokens)
         window: Window | None = log.memo.get(wanted)
         if window is None:
             if wanted == (None, None):

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -32,7 +32,9 @@ class OnItsWay:
 class Copies:
     def __init__(self, eviction: Eviction) -> None:
         self._eviction = eviction
+        self.touch = eviction.touch
         self._logs: dict[Key, Log] = {}
+        self.peek: Callable[[tuple[str, str, str]], Log | None] = self._logs.get  # type: ignore[assignment]
         self._on_their_way: dict[Key, list[OnItsWay]] = {}
 
     def __len__(self) -> int:

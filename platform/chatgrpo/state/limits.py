@@ -6,14 +6,15 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
-from chatgrpo.config import Strict
 from chatgrpo.errors import TooLarge
 from chatgrpo.messages import Message
 
 
-class Limits(Strict):
+class Limits(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
     max_message_bytes: int = Field(262_144, ge=1, description="Largest message, in bytes of UTF-8 JSON.")
     max_messages_per_append: int = Field(256, ge=1, description="Most messages in one append.")
     max_context_bytes: int = Field(65_536, ge=2, description="Largest context of a conversation, in bytes of JSON.")

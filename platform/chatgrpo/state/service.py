@@ -18,7 +18,7 @@ from chatgrpo.config import load_platform_config
 from chatgrpo.messages import Message
 from chatgrpo.state.conversation import Appended, Conversation, Window
 from chatgrpo.state.conversations import Conversations
-from chatgrpo.state.opening import open_conversations
+from chatgrpo.state.opening import open_conversations, open_platform_conversations
 from chatgrpo.state.snapshots import Restored, Snapshot
 
 
@@ -81,9 +81,9 @@ async def managed_state_context(
     """Opens the state at `address` (a SQLite file, redis://..., memory:), by default where the platform keeps it, and
     closes it with everything written out."""
     if address is None:
-        platform = load_platform_config()
-        address = platform.redis_url or platform.state_db
-    conversations = await open_conversations(address)
+        conversations = await open_platform_conversations(load_platform_config())
+    else:
+        conversations = await open_conversations(address)
     try:
         yield StateService(ConversationManager(conversations, tenant), StateManager(conversations, tenant))
     finally:

@@ -11,13 +11,13 @@ from chatgrpo.state.sqlite import SqliteStore
 from chatgrpo.state.store import Store
 
 
-async def open_store(address: str | Path) -> Store:
+async def open_store(address: str | Path, *, num_replicas: int = 0) -> Store:
     """`memory:`, `redis://...`, or the path of a SQLite file."""
     text = str(address)
     if text == "memory:":
         return MemoryStore()
     if text.startswith(("redis://", "rediss://", "unix://")):
-        return await RedisStore.open(text)
+        return await RedisStore.open(text, num_replicas=num_replicas)
     if "://" in text:
         raise InvalidRequest(f"{text}: give redis://..., memory: or the path of a SQLite file", "redis_url")
     return SqliteStore(text)
