@@ -30,7 +30,7 @@ from actors.chat_model import ChatClient, ChatModel
 from actors.conversation_store import ConversationClient, start_conversation_shards
 from actors.job_scheduler import JobClient, start_job_scheduler
 from actors.names import NAMESPACE
-from chatgrpo.api.app import create_app
+from chatgrpo.api.app import create_app, gateway_of
 from chatgrpo.api.live import create_live_app
 from chatgrpo.api.operations import Operations
 from chatgrpo.api.services import Services
@@ -90,7 +90,8 @@ class Live:
             return await self._api.totals.remote()  # type: ignore[no-any-return]
 
         started_s = self._services.clock.monotonic()
-        return create_live_app(self._services, Operations(services=self._services, totals=totals, started_s=started_s))
+        operations = Operations(services=self._services, totals=totals, started_s=started_s)
+        return create_live_app(self._services, operations, middleware=gateway_of(self._services).middleware())
 
 
 def build_api(platform: PlatformConfig) -> serve.Application:
@@ -142,7 +143,7 @@ def live(args: dict[str, str]) -> serve.Application:
 def start_platform(platform: PlatformConfig) -> None:
     """Ray, Serve's proxy, the job scheduler and the conversation store, each unless it runs already. Raises
     InvalidRequest when the platform would be open to other machines."""
-    refuse_open_door(platform.host)
+    refuse_open_door(platform.host, platform=platform)
     if not ray.is_initialized():
         _start_ray(platform)
     serve.start(
@@ -153,7 +154,7 @@ def start_platform(platform: PlatformConfig) -> None:
     # Where Serve ran before, it listens where somebody else told it to.
     client = serve.context._get_global_client()
     assert client is not None, "serve.start has just made it"
-    refuse_open_door(client.http_config.host)
+    refuse_open_door(client.http_config.host, platform=platform)
     # Waited for: a scheduler that cannot start (a store that is not one, a broken plug-in) must say so now.
     ray.get(start_job_scheduler(platform, _jobs_config(platform)).pid.remote())
     start_conversation_shards(platform)
@@ -177,8 +178,8 @@ def _start_ray(platform: PlatformConfig) -> None:
         ray.init(
             "local",
             namespace=NAMESPACE,
-            # The true number of cores: nothing of the platform reserves any, so all are there for training, and what the
-            # scheduler says about free resources is so.
+            # The true number of cores: nothing of the platform reserves any, so all are there for training, and what
+            # the scheduler says about free resources is so.
             num_cpus=os.cpu_count(),
             object_store_memory=_OBJECT_STORE_BYTES,
             include_dashboard=True,

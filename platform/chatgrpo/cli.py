@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
+from chatgrpo import cli_keys
 from chatgrpo.client import DEFAULT_URL, Client
 from chatgrpo.config import load_platform_config, load_yaml
 from chatgrpo.errors import InvalidRequest, NotFound, PlatformError
@@ -42,6 +43,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Conversational agents that get better by GRPO: serve, train, chat.",
 )
+app.add_typer(cli_keys.app, name="keys")
 console = Console()
 
 JobArgument = Annotated[str, typer.Argument(help="Id of a job, as `chatgrpo jobs` shows it.")]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from chatgrpo.gateway.config import RouteConfig
+from chatgrpo.gateway.gateway import Gateway as EnhancedGRPOGateway
 from chatgrpo.state.service import managed_state_context
 
-__all__ = ["managed_state_context"]
+__all__ = ["EnhancedGRPOGateway", "RouteConfig", "managed_state_context"]

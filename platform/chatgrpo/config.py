@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from chatgrpo.errors import InvalidRequest
+from chatgrpo.gateway.config import GatewayConfig
 from chatgrpo.state.config import StateConfig
 
 
@@ -81,6 +82,7 @@ class PlatformConfig(BaseSettings):
         description="Newest part of a conversation that the model is given; its context window bounds it too.",
     )
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1, description="Largest request body that is accepted.")
+    gateway: GatewayConfig = Field(default_factory=GatewayConfig, description="Keys, hosts, routes and their limits.")
     state: StateConfig = Field(default_factory=StateConfig, description="Conversations: guarantees, cache, limits.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level logged.")
 

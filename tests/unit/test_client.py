@@ -15,6 +15,7 @@ from chatgrpo.api.services import Services
 from chatgrpo.client import Client, ServerEvent, error_of, parse_events
 from chatgrpo.config import PlatformConfig
 from chatgrpo.errors import Conflict, InvalidRequest, NotFound, PlatformError, RateLimited, Unavailable
+from chatgrpo.gateway.config import GatewayConfig
 from chatgrpo.state.conversations import Conversations
 from chatgrpo.state.memory import MemoryStore
 from chatgrpo.state.tiered import TieredStore
@@ -31,7 +32,9 @@ def jobs() -> FakeJobs:
 def client(tmp_path: Path, jobs: FakeJobs) -> Iterator[Client]:
     clock = FakeClock()
     services = Services(
-        config=PlatformConfig(home=tmp_path, default_model="tiny"),
+        config=PlatformConfig(
+            home=tmp_path, default_model="tiny", gateway=GatewayConfig(allowed_hosts=("testserver",))
+        ),
         clock=clock,
         jobs=jobs,
         chat=FakeChat("Hel", "lo"),

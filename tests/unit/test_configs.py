@@ -52,11 +52,12 @@ def test_environment_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.Monk
     [("127.0.0.1", True), ("127.8.9.1", True), ("::1", True), ("localhost", True)]
     + [(host, False) for host in ("0.0.0.0", "::", "10.0.0.5", "platform.example", "127.0.0.1.evil.example", "")],
 )
-def test_only_loopback_may_be_open(host: str, safe: bool) -> None:
+def test_only_loopback_may_be_open(host: str, safe: bool, tmp_path: Path) -> None:
+    platform = PlatformConfig(home=tmp_path)
     assert is_loopback(host) is safe
     if not safe:
-        with pytest.raises(InvalidRequest, match="no API keys are configured") as refused:
-            refuse_open_door(host)
+        with pytest.raises(InvalidRequest, match="there are no API keys yet") as refused:
+            refuse_open_door(host, platform=platform)
         assert refused.value.field == "host"
 
 

@@ -22,13 +22,17 @@ LAYERS = (
     {"inference", "environments", "rewards", "state", "audit", "monitoring", "resilience"},
     {"gateway", "jobs", "rollouts"},
     {"api", "training"},
-    {"client", "progress"},
+    {"client", "progress", "cli_keys", "reference"},
+    {"embedded"},
     {"cli", "demo", "compat"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 # What may be imported against the direction: data without behaviour, free of torch.
 ALLOWED = {
+    # The platform's settings hold those of its chapters.
+    ("config", "chatgrpo.gateway.config"),
+    ("config", "chatgrpo.state.config"),
     # A job request and a YAML file are the same object.
     ("api", "chatgrpo.training.config"),
     ("jobs", "chatgrpo.training.config"),

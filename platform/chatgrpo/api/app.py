@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import APIRouter, FastAPI
 from starlette.middleware import Middleware
 
-from chatgrpo.api import chat, conversations, jobs, models, operations, snapshots, train
+from chatgrpo.api import chat, conversations, jobs, keys, models, operations, snapshots, train
 from chatgrpo.api.body_limit import BodyLimit
 from chatgrpo.api.errors import handle_errors
 from chatgrpo.api.live import create_live_app
 from chatgrpo.api.operations import Operations
+from chatgrpo.api.route_table import ROUTES
 from chatgrpo.api.services import Services
-from chatgrpo.config import PlatformConfig
-from chatgrpo.monitoring.requests import MeasureRequests, RequestMetrics, RequestTotals
+from chatgrpo.gateway.gateway import Gateway
+from chatgrpo.monitoring.requests import RequestTotals
 
 ROUTERS: tuple[APIRouter, ...] = (
     train.router,
@@ -23,30 +26,40 @@ ROUTERS: tuple[APIRouter, ...] = (
     conversations.router,
     snapshots.router,
     models.router,
+    keys.router,
     operations.router,
 )
 
 
-def middleware_of(config: PlatformConfig, metrics: RequestMetrics) -> list[Middleware]:
-    """Pure ASGI, outermost first."""
-    return [Middleware(MeasureRequests, metrics=metrics), Middleware(BodyLimit, max_bytes=config.max_body_bytes)]
+def gateway_of(services: Services) -> Gateway:
+    """The gateway of one process, with the row of every route."""
+    return Gateway.of(services.config, routes=ROUTES, clock=services.clock)
 
 
 def create_app(services: Services) -> FastAPI:
     """The whole API over `services`, with the live socket under /ws. Needs no Ray."""
-    metrics = RequestMetrics()
+    gateway = gateway_of(services)
+    metrics = gateway.metrics
+    assert metrics is not None, "the platform's gateway counts"
 
     async def totals() -> RequestTotals:
         return metrics.totals()
+
+    @asynccontextmanager
+    async def closing(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await gateway.close()
 
     app = FastAPI(
         title="chatgrpo",
         version=version("chatgrpo"),
         summary="Conversational agents that get better by reinforcement learning.",
-        middleware=middleware_of(services.config, metrics),
+        middleware=[*gateway.middleware(), Middleware(BodyLimit, max_bytes=services.config.max_body_bytes)],
+        lifespan=closing,
     )
     app.state.services = services
     app.state.metrics = metrics
+    app.state.gateway = gateway
     app.state.operations = Operations(services=services, totals=totals, started_s=services.clock.monotonic())
     handle_errors(app)
     for router in ROUTERS:

@@ -10,10 +10,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from chatgrpo.api.errors import error_body
 from chatgrpo.errors import TooLarge
+from chatgrpo.gateway.config import RouteConfig
 
 
 class BodyLimit:
-    """ASGI middleware. A body that announces its size is refused before it is read, any other while it is read."""
+    """ASGI middleware. A body that announces its size is refused before it is read, any other while it is read. A row
+    of the route table may set another limit than the general one."""
 
     def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
         self.app = app
@@ -23,9 +25,11 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        row: RouteConfig | None = scope.get("route")
+        max_bytes = (row and row.max_body_bytes) or self.max_bytes
         announced = Headers(scope=scope).get("content-length", "0")
-        if announced.isdecimal() and int(announced) > self.max_bytes:
-            response = JSONResponse(error_body(TooLarge(self._message())), TooLarge.status)
+        if announced.isdecimal() and int(announced) > max_bytes:
+            response = JSONResponse(error_body(TooLarge(_message(max_bytes))), TooLarge.status)
             await response(scope, receive, send)
             return
         num_read = 0
@@ -34,12 +38,13 @@ class BodyLimit:
             nonlocal num_read
             message = await receive()
             num_read += len(message.get("body", b""))
-            if num_read > self.max_bytes:
+            if num_read > max_bytes:
                 # An HTTPException passes through the framework's reading of the body; others become "bad request".
-                raise HTTPException(TooLarge.status, self._message())
+                raise HTTPException(TooLarge.status, _message(max_bytes))
             return message
 
         await self.app(scope, counted, send)
 
-    def _message(self) -> str:
-        return f"the request body is larger than {self.max_bytes} bytes; send less or raise max_body_bytes"
+
+def _message(max_bytes: int) -> str:
+    return f"the request body is larger than {max_bytes} bytes; send less or raise max_body_bytes"

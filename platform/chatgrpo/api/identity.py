@@ -7,13 +7,12 @@ from typing import Annotated
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
-# The owner of everything while the platform runs open on loopback.
-LOCAL_OWNER = "local"
+from chatgrpo.gateway.identity import LOCAL_TENANT
 
 
 def owner_of(connection: HTTPConnection) -> str:
-    """The tenant that the middleware in front has established, `local` when there is none."""
-    return str(connection.scope.get("state", {}).get("owner", LOCAL_OWNER))
+    """The tenant of the key, as the gateway in front has established it; `local` without a gateway."""
+    return str(connection.scope.get("state", {}).get("owner", LOCAL_TENANT))
 
 
 Owner = Annotated[str, Depends(owner_of)]

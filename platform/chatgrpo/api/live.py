@@ -11,11 +11,13 @@ from the API.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, FastAPI, WebSocket, WebSocketDisconnect
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from starlette.middleware import Middleware
 
 from chatgrpo.api.errors import error_body, handle_errors, refusal_of
 from chatgrpo.api.identity import owner_of
@@ -55,9 +57,10 @@ _questions: TypeAdapter[Ping | Metrics | Health | JobStatus] = TypeAdapter(
 )
 
 
-def create_live_app(services: Services, operations: Operations) -> FastAPI:
-    """The application to mount under `/ws`."""
-    app = FastAPI(title="chatgrpo live", docs_url=None, redoc_url=None, openapi_url=None)
+def create_live_app(services: Services, operations: Operations, *, middleware: Sequence[Middleware] = ()) -> FastAPI:
+    """The application to mount under `/ws`. Where nothing in front of it keeps the door, `middleware` must: that of
+    the gateway."""
+    app = FastAPI(title="chatgrpo live", docs_url=None, redoc_url=None, openapi_url=None, middleware=list(middleware))
     app.state.services = services
     app.state.operations = operations
     handle_errors(app)

@@ -12,10 +12,14 @@ from fastapi import FastAPI
 from chatgrpo.api.app import create_app
 from chatgrpo.api.services import Services
 from chatgrpo.config import PlatformConfig
+from chatgrpo.gateway.config import GatewayConfig
 from chatgrpo.state.conversations import Conversations
 from chatgrpo.state.opening import open_conversations
 from tests.fake_services import FakeChat, FakeJobs
 from tests.fakes import FakeClock
+
+# What the tests' clients call the platform.
+HOSTS = GatewayConfig(allowed_hosts=("platform", "testserver"))
 
 
 @pytest.fixture
@@ -44,7 +48,7 @@ async def conversations(clock: FakeClock) -> AsyncIterator[Conversations]:
 def services(
     tmp_path: Path, clock: FakeClock, jobs: FakeJobs, speaker: FakeChat, conversations: Conversations
 ) -> Services:
-    config = PlatformConfig(home=tmp_path, default_model="tiny", max_body_bytes=20_000)
+    config = PlatformConfig(home=tmp_path, default_model="tiny", max_body_bytes=20_000, gateway=HOSTS)
     return Services(config=config, clock=clock, jobs=jobs, chat=speaker, conversations=conversations)
 
 

@@ -10,6 +10,7 @@ import pytest
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 
+from chatgrpo.gateway.config import RouteConfig
 from tests.fake_services import FakeJobs
 
 
@@ -63,6 +64,8 @@ class Body(BaseModel):
 async def test_secrets_and_long_values_are_not_repeated(
     app: FastAPI, client: httpx.AsyncClient, body: dict[str, Any], seen: str | None
 ) -> None:
+    app.state.gateway.add_route(RouteConfig(path="/echo", methods=("POST",)))
+
     @app.post("/echo")
     async def echo(body: Body) -> None:
         pass

@@ -1,0 +1,82 @@
+"""Every route of the API as data: who may call it, how long it may take, what of it is audited."""
+
+from __future__ import annotations
+
+from chatgrpo.gateway.config import RouteConfig
+from chatgrpo.gateway.roles import Permission
+
+_JOBS = "/api/v2/jobs"
+_JOB = "/api/v2/jobs/{job_id}"
+_TALKS = "/api/v2/conversations"
+_SNAPSHOTS = "/api/v2/snapshots"
+_TALK = "/api/v2/conversations/{conversation_id}"
+_CUTS = "/api/v2/snapshots"
+# A model on a CPU may write for minutes before a whole reply is there.
+_REPLY_S = 600.0
+
+
+def _public(path: str) -> RouteConfig:
+    return RouteConfig(path=path, requires_auth=False)
+
+
+def _read(path: str, permission: Permission) -> RouteConfig:
+    return RouteConfig(path=path, permission=permission)
+
+
+def _act(
+    path: str, permission: Permission, audit: str, *, methods: tuple[str, ...] = ("POST",), timeout: float = 60.0
+) -> RouteConfig:
+    return RouteConfig.model_validate(
+        {"path": path, "methods": methods, "permission": permission, "audit": audit, "timeout": timeout}
+    )
+
+
+ROUTES: tuple[RouteConfig, ...] = (
+    # What a load balancer and a reader of the documentation see without a key.
+    *map(_public, ("/api/v2/health", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json")),
+    # The dashboard's files hold no data; what they show is asked for with the reader's own key.
+    *map(_public, ("/", "/dashboard/{file:path}")),
+    _act("/api/v2/train", Permission.JOBS_WRITE, "job.submit"),
+    _read(_JOBS, Permission.JOBS_READ),
+    _read(_JOB, Permission.JOBS_READ),
+    _act(_JOB, Permission.JOBS_WRITE, "job.cancel", methods=("DELETE",)),
+    *(_act(f"{_JOB}/{act}", Permission.JOBS_WRITE, f"job.{act}") for act in ("cancel", "pause", "resume", "retry")),
+    *(
+        _read(f"{_JOB}/{part}", Permission.JOBS_READ)
+        for part in ("events", "checkpoints", "metrics", "trajectories", "logs")
+    ),
+    _act("/api/v2/chat", Permission.CHAT, "chat.send", timeout=_REPLY_S),
+    *(
+        _read(path, Permission.CONVERSATIONS_READ)
+        for path in (
+            _TALKS,
+            f"{_TALKS}/export",
+            _TALK,
+            f"{_TALK}/messages",
+            f"{_TALK}/history",
+        )
+    ),
+    _act(_TALKS, Permission.CONVERSATIONS_WRITE, "conversation.create"),
+    _act(_TALK, Permission.CONVERSATIONS_WRITE, "conversation.remove", methods=("DELETE",)),
+    _act(f"{_TALK}/messages", Permission.CONVERSATIONS_WRITE, "conversation.append"),
+    _act(f"{_TALK}/context", Permission.CONVERSATIONS_WRITE, "conversation.set_context", methods=("PUT",)),
+    *(
+        _act(f"{_TALK}/{act}", Permission.CONVERSATIONS_WRITE, f"conversation.{act}")
+        for act in ("fork", "rollback", "feedback")
+    ),
+    _read(_SNAPSHOTS, Permission.CONVERSATIONS_READ),
+    _act(_SNAPSHOTS, Permission.CONVERSATIONS_WRITE, "snapshot.create"),
+    _act(f"{_SNAPSHOTS}/{{snapshot_id}}/restore", Permission.CONVERSATIONS_WRITE, "snapshot.restore", timeout=_REPLY_S),
+    _act(f"{_SNAPSHOTS}/{{snapshot_id}}", Permission.CONVERSATIONS_WRITE, "snapshot.remove", methods=("DELETE",)),
+    _read(_CUTS, Permission.CONVERSATIONS_READ),
+    _act(_CUTS, Permission.CONVERSATIONS_WRITE, "snapshot.create"),
+    _act(f"{_CUTS}/{{snapshot_id}}/restore", Permission.CONVERSATIONS_WRITE, "snapshot.restore"),
+    _act(f"{_CUTS}/{{snapshot_id}}", Permission.CONVERSATIONS_WRITE, "snapshot.remove", methods=("DELETE",)),
+    _read("/api/v2/models", Permission.MODELS_READ),
+    *(_read(path, Permission.SYSTEM_READ) for path in ("/api/v2/metrics", "/api/v2/system/status", "/metrics")),
+    RouteConfig(path="/ws/v2", methods=("WEBSOCKET",), permission=Permission.SYSTEM_READ),
+    _act("/api/v2/keys", Permission.KEYS_MANAGE, "key.create"),
+    _read("/api/v2/keys", Permission.KEYS_MANAGE),
+    _act("/api/v2/keys/{key_id}", Permission.KEYS_MANAGE, "key.revoke", methods=("DELETE",)),
+    _act("/api/v2/keys/{key_id}/rotate", Permission.KEYS_MANAGE, "key.rotate"),
+)

@@ -1,0 +1,106 @@
+"""The gateway: a route table, and the ordered list of middleware that every request passes.
+
+gateway = Gateway(home=Path(".chatgrpo"))
+gateway.add_route(RouteConfig(path="/api/v2/train", methods=["POST"], allowed_roles=["admin", "trainer"], audit="job"))
+app = gateway.protect(my_asgi_app)          # or FastAPI(middleware=gateway.middleware())
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp
+
+from chatgrpo.clock import Clock, SystemClock
+from chatgrpo.config import PlatformConfig
+from chatgrpo.gateway.api_keys import Keyring
+from chatgrpo.gateway.audited import Audited
+from chatgrpo.gateway.authenticate import Authenticate
+from chatgrpo.gateway.client_address import ClientAddress
+from chatgrpo.gateway.config import GatewayConfig, RouteConfig
+from chatgrpo.gateway.deadline import Deadline
+from chatgrpo.gateway.exposure import is_loopback
+from chatgrpo.gateway.hosts import AllowedHosts, hosts_of
+from chatgrpo.gateway.key_format import read_pepper
+from chatgrpo.gateway.response_headers import ResponseHeaders
+from chatgrpo.gateway.routes import RequireRow, RouteTable
+from chatgrpo.gateway.shared_store import SharedStore
+from chatgrpo.monitoring.requests import MeasureRequests, RequestMetrics
+from chatgrpo.state.stores import open_store
+
+STATE_DB = "state.db"
+
+
+class Gateway:
+    """`home` holds the embedded store and the pepper; with `redis_url` the store is shared. `host` is where the service
+    listens: it decides what may be open. Without `enable_security` only routing, deadlines and metrics remain."""
+
+    def __init__(
+        self,
+        redis_url: str | None = None,
+        enable_metrics: bool = True,
+        enable_security: bool = True,
+        *,
+        home: Path = Path(".chatgrpo"),
+        host: str = "127.0.0.1",
+        config: GatewayConfig | None = None,
+        routes: Iterable[RouteConfig] = (),
+        clock: Clock | None = None,
+    ) -> None:
+        self.config = config or GatewayConfig()
+        self.metrics = RequestMetrics() if enable_metrics else None
+        self.table = RouteTable([*routes, *self.config.routes])
+        self._enable_security = enable_security
+        self._host = host
+        clock = clock or SystemClock()
+        self.store = SharedStore(lambda: open_store(redis_url or home / STATE_DB), clock=clock)
+        self.keyring = Keyring(self.store, pepper=pepper_of(self.config, home), clock=clock)
+
+    @classmethod
+    def of(cls, platform: PlatformConfig, *, routes: Iterable[RouteConfig], clock: Clock) -> Gateway:
+        """As the platform's settings say."""
+        return cls(
+            platform.redis_url,
+            home=platform.home,
+            host=platform.host,
+            config=platform.gateway,
+            routes=routes,
+            clock=clock,
+        )
+
+    def add_route(self, row: RouteConfig) -> None:
+        """Replaces the row of the same path and method, also while requests are served."""
+        self.table.add(row)
+
+    def middleware(self) -> list[Middleware]:
+        """Pure ASGI, outermost first."""
+        found = [Middleware(MeasureRequests, metrics=self.metrics)] if self.metrics else []
+        found += [Middleware(ResponseHeaders), Middleware(ClientAddress, trusted=self.config.trusted_proxies)]
+        if self._enable_security:
+            allowed = hosts_of(self.config.allowed_hosts, self._host)
+            found += [Middleware(AllowedHosts, allowed=allowed)]
+        found += [Middleware(RequireRow, table=self.table)]
+        if self._enable_security:
+            always = self.config.require_keys or not is_loopback(self._host)
+            found += [
+                Middleware(Audited, open_trail=self.store.trail),
+                Middleware(Authenticate, keyring=self.keyring, always=always),
+            ]
+        return [*found, Middleware(Deadline)]
+
+    async def close(self) -> None:
+        await self.store.close()
+
+    def protect(self, app: ASGIApp) -> ASGIApp:
+        """Any ASGI application behind this gateway."""
+        for layer, args, kwargs in reversed(self.middleware()):
+            app = layer(app, *args, **kwargs)
+        return app
+
+
+def pepper_of(config: GatewayConfig, home: Path) -> bytes:
+    if config.key_pepper is not None:
+        return config.key_pepper.get_secret_value().encode()
+    return read_pepper(home)
