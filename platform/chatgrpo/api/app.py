@@ -11,6 +11,7 @@ from starlette.middleware import Middleware
 
 from chatgrpo.api import chat, conversations, jobs, keys, models, operations, snapshots, train
 from chatgrpo.api.body_limit import BodyLimit
+from chatgrpo.api.dashboard.site import add_dashboard
 from chatgrpo.api.errors import handle_errors
 from chatgrpo.api.live import create_live_app
 from chatgrpo.api.operations import Operations
@@ -64,5 +65,6 @@ def create_app(services: Services) -> FastAPI:
     handle_errors(app)
     for router in ROUTERS:
         app.include_router(router)
+    add_dashboard(app)
     app.mount("/ws", create_live_app(services, app.state.operations))
     return app

@@ -66,6 +66,7 @@ class ChatResponse(BaseModel):
     response: str
     context: dict[str, Any]
     turn_count: int = Field(description="Exchanges of the conversation so far, this one included.")
+    version: int = Field(description="Version of the conversation after the reply; feedback on the reply names it.")
     metadata: ChatMetadata
 
 
@@ -175,6 +176,7 @@ async def _keep(call: _Call, reply: Reply) -> ChatResponse:
         response=reply.text,
         context=dict(kept.context),
         turn_count=kept.turn_count,
+        version=kept.version,
         metadata=ChatMetadata(
             strategy=call.strategy,
             response_time=call.services.clock.monotonic() - call.started_s,

@@ -37,6 +37,7 @@ async def test_a_first_message_begins_a_conversation(client: httpx.AsyncClient, 
         "response": "Hello",
         "context": {"plan": "gold"},
         "turn_count": 1,
+        "version": 2,
         "metadata": {
             "strategy": "default",
             "response_time": 0.0,
