@@ -10,7 +10,7 @@ from typing import Annotated, Any, cast
 import typer
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 from typer.core import TyperGroup
 
@@ -136,11 +136,20 @@ def jobs(
     limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 20,
 ) -> None:
     """List jobs, newest first."""
-    table = Table("job", "experiment", "status", "progress", "reward", "created", box=None, pad_edge=False)
+    # Ids are for copying: they are never cut, whatever the terminal's width.
+    whole = Column("job", no_wrap=True, min_width=26)
+    table = Table(whole, "experiment", "status", "steps", "reward", "created", box=None, pad_edge=False)
     for job in _client(ctx).jobs(state=state, limit=limit):
         progress = job["progress"]
         steps = f"{progress['current_step']}/{progress['total_steps'] or '?'}"
-        row = (job["job_id"], job["experiment_name"], job["status"], steps, _reward(job), job["created_at"][:19])
+        row = (
+            job["job_id"],
+            job["experiment_name"],
+            job["status"],
+            steps,
+            _reward(job),
+            job["created_at"][5:16].replace("T", " "),
+        )
         table.add_row(*row)
     console.print(table)
 
@@ -287,6 +296,8 @@ def _follow(client: Client, job_id: str) -> None:
     try:
         with Live(shown, console=console, refresh_per_second=4):
             view = client.wait(job_id, on_progress=shown.update)
+        if not console.is_terminal:
+            console.print()  # what is redrawn in a terminal is written once to a file, without a line end
     except KeyboardInterrupt:
         console.print(f"job {job_id} goes on; cancel it with: chatgrpo cancel {job_id}", highlight=False)
         raise typer.Exit(130) from None
