@@ -8,35 +8,22 @@ as well; with 0, a failover to a replica may lose the newest acknowledged writes
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from typing import Any, Final
 
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.client import PubSub
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from chatgrpo.errors import InvalidRequest, Unavailable
 from chatgrpo.state import lua
 from chatgrpo.state.memory import conflict
-from chatgrpo.state.store import Change, CorruptState, Cut, Head, Key, Log, OnChange, Record, Write
+from chatgrpo.state.redis_connection import open_pool, sync_mode, translated
+from chatgrpo.state.redis_news import RedisWatch
+from chatgrpo.state.store import CorruptState, Cut, Head, Key, Log, OnChange, Record, Write
 
-CONNECT_TIMEOUT_S: Final = 0.5
-ANSWER_TIMEOUT_S: Final = 2.0
-MAX_CONNECTIONS: Final = 64
-RECONNECT_S: Final = 0.2
-"""Pause between attempts to hear the news again; until then cached copies serve only what may be old."""
 WAIT_TIMEOUT_MS: Final = 1500
 
 Names = list[str]
-logger = logging.getLogger(__name__)
 
 
 class RedisStore:
@@ -58,10 +45,10 @@ class RedisStore:
     ) -> RedisStore:
         """Raises Unavailable when the server does not answer, InvalidRequest when it keeps no append-only file (with
         `allow_volatile` that is taken: nothing then survives the server)."""
-        redis = Redis(connection_pool=_pool(url))
+        redis = Redis(connection_pool=open_pool(url))
         try:
             with translated(url):
-                mode = await _sync_mode(redis)
+                mode = await sync_mode(redis)
         except Unavailable:
             await redis.aclose(close_connection_pool=True)
             raise
@@ -173,104 +160,6 @@ class RedisStore:
         return answer
 
 
-class RedisWatch:
-    """News by publish/subscribe. Commits are numbered without gaps, so a lost message is noticed by the next one; after
-    a lost connection everything cached goes. Until it is back, `applied` stands still: only what may be old is served.
-    """
-
-    is_exact = False
-
-    def __init__(self, redis: Redis, channel: str, counter: str, on_change: OnChange) -> None:
-        self.applied = 0
-        self._redis = redis
-        self._channel = channel
-        self._counter = counter
-        self._on_change = on_change
-        self._task: asyncio.Task[None] | None = None
-
-    async def start(self) -> None:
-        pubsub = await self._subscribe()
-        self._task = asyncio.create_task(self._listen(pubsub))
-
-    def refresh(self) -> None:
-        return None
-
-    async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
-
-    async def _subscribe(self) -> PubSub:
-        pubsub = self._redis.pubsub(ignore_subscribe_messages=True)
-        try:
-            with translated(self._channel):
-                await pubsub.subscribe(self._channel)
-                # Subscribed first, counted second: nothing falls between.
-                self._on_change(None)
-                self.applied = int(await self._redis.get(self._counter) or 0)
-        except BaseException:
-            await pubsub.aclose()  # type: ignore[no-untyped-call]
-            raise
-        return pubsub
-
-    async def _listen(self, pubsub: PubSub | None) -> None:
-        while True:
-            try:
-                if pubsub is None:
-                    pubsub = await self._subscribe()
-                    logger.info("state news are back seq=%d", self.applied)
-                message = await pubsub.get_message(timeout=1.0)
-                if message is not None:
-                    self._hear(message["data"])
-            except (RedisError, Unavailable) as error:
-                logger.warning("state news lost cause=%s retry_in_s=%.1f", type(error).__name__, RECONNECT_S)
-                if pubsub is not None:
-                    await pubsub.aclose()  # type: ignore[no-untyped-call]
-                pubsub = None
-                await asyncio.sleep(RECONNECT_S)
-            except asyncio.CancelledError:
-                if pubsub is not None:
-                    await pubsub.aclose()  # type: ignore[no-untyped-call]
-                raise
-
-    def _hear(self, data: bytes) -> None:
-        number, _, name = data.decode().partition(" ")
-        seq = int(number)
-        if seq == self.applied + 1:
-            self._on_change(Change(Key(*name.split("/", 2)), seq))
-        elif seq > self.applied:
-            self._on_change(None)
-        else:
-            return
-        self.applied = seq
-
-
-def _pool(url: str) -> BlockingConnectionPool:
-    return BlockingConnectionPool.from_url(
-        url,
-        max_connections=MAX_CONNECTIONS,
-        timeout=ANSWER_TIMEOUT_S,
-        socket_connect_timeout=CONNECT_TIMEOUT_S,
-        socket_timeout=ANSWER_TIMEOUT_S,
-        health_check_interval=5,
-        # Once, at once, and only for a connection that was dropped while it lay idle; time-outs are never repeated.
-        retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
-    )
-
-
-async def _sync_mode(redis: Redis) -> str:
-    """`always`, `everysec` (also when the server does not say), or `none` without an append-only file."""
-    try:
-        settings = await redis.config_get("appendonly", "appendfsync")
-    except ResponseError:
-        info = await redis.info("persistence")
-        return "everysec" if info.get("aof_enabled") else "none"
-    if settings.get("appendonly") != "yes":
-        return "none"
-    return "always" if settings.get("appendfsync") == "always" else "everysec"
-
-
 def _head(values: Sequence[bytes]) -> Head:
     version, data, owner, expires_at, seq = values
     return Head(
@@ -284,17 +173,3 @@ def _head(values: Sequence[bytes]) -> Head:
 
 def _number(value: float | None) -> str:
     return "" if value is None else repr(value)
-
-
-@contextmanager
-def translated(what: str) -> Iterator[None]:
-    """redis-py's errors as the platform's."""
-    try:
-        yield
-    except (RedisConnectionError, RedisTimeoutError) as error:
-        raise Unavailable(f"Redis ({what}) does not answer: {error}; try again in a moment") from error
-    except ResponseError as error:
-        text = str(error)
-        if text.startswith(("OOM", "MISCONF", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "NOREPLICAS")):
-            raise Unavailable(f"Redis ({what}) takes no writes: {text}", 5.0) from error
-        raise CorruptState(f"Redis ({what}) refused an operation: {text}") from error
