@@ -195,8 +195,8 @@ class Conversations:
         """The newest turns within both limits; the newest 50 when none is given. Flat in the conversation's length."""
         wanted = (max_messages, max_tokens)
         hot = self.tiers.hot((tenant, SPACE, conversation_id), level or self.default_level, session)
-        if hot is not None and hot.head.expires_at is None and wanted in hot.memo:
-            return hot.memo[wanted]  # type: ignore[no-any-return]
+        if hot is not None and hot.head.expires_at is None and (known := hot.memo.get(wanted)) is not None:
+            return known  # type: ignore[no-any-return]
         want = max_messages or DEFAULT_MESSAGES
         log = await self._load(conversation_id, tenant, level, session, want=want)
         window: Window | None = log.memo.get(wanted)

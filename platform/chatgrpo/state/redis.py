@@ -17,9 +17,11 @@ from redis.commands.core import AsyncScript
 from chatgrpo.errors import InvalidRequest, Unavailable
 from chatgrpo.state import lua
 from chatgrpo.state.memory import conflict
-from chatgrpo.state.redis_connection import open_pool, sync_mode, translated
+from chatgrpo.state.redis_connection import open_redis, sync_mode, translated
 from chatgrpo.state.redis_news import RedisWatch
 from chatgrpo.state.store import CorruptState, Cut, Head, Key, Log, OnChange, Record, Write
+
+__all__ = ["RedisStore", "open_redis"]
 
 WAIT_TIMEOUT_MS: Final = 1500
 
@@ -45,7 +47,7 @@ class RedisStore:
     ) -> RedisStore:
         """Raises Unavailable when the server does not answer, InvalidRequest when it keeps no append-only file (with
         `allow_volatile` that is taken: nothing then survives the server)."""
-        redis = Redis(connection_pool=open_pool(url))
+        redis = open_redis(url)
         try:
             with translated(url):
                 mode = await sync_mode(redis)

@@ -21,6 +21,11 @@ ANSWER_TIMEOUT_S: Final = 2.0
 MAX_CONNECTIONS: Final = 64
 
 
+def open_redis(url: str) -> Redis:
+    """A client with a pool of its own; connects at its first command. The caller closes both."""
+    return Redis(connection_pool=open_pool(url))
+
+
 def open_pool(url: str) -> BlockingConnectionPool:
     return BlockingConnectionPool.from_url(
         url,

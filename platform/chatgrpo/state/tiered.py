@@ -88,7 +88,7 @@ class TieredStore:
         if log is None or self._pending:
             return None
         if level is Consistency.SESSION:
-            if log.head.seq < token.needs(key[2]):
+            if log.head.seq < token.seen.get(key[2], token.floor):
                 return None
         elif level is not Consistency.EVENTUAL:
             return None
