@@ -185,6 +185,7 @@ def _start_ray(platform: PlatformConfig) -> None:
             include_dashboard=True,
             dashboard_host="127.0.0.1",
             log_to_driver=False,
+            logging_level=logging.ERROR,
         )
 
 
@@ -205,6 +206,7 @@ def _jobs_config(platform: PlatformConfig) -> JobsConfig:
 
 def start(platform: PlatformConfig) -> None:
     """Both applications, ready for requests when this returns."""
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     start_platform(platform)
     serve.run(build_api(platform), name=API_APP, route_prefix="/")
     serve.run(build_live(platform), name=LIVE_APP, route_prefix="/ws")
