@@ -4,6 +4,15 @@ from __future__ import annotations
 
 from chatgrpo.gateway.config import RouteConfig
 from chatgrpo.gateway.gateway import Gateway as EnhancedGRPOGateway
+from chatgrpo.jobs.orchestrator import ResourceRequirement, ResourceType, TrainingConfig, TrainingOrchestrator
 from chatgrpo.state.service import managed_state_context
 
-__all__ = ["EnhancedGRPOGateway", "RouteConfig", "managed_state_context"]
+__all__ = [
+    "EnhancedGRPOGateway",
+    "ResourceRequirement",
+    "ResourceType",
+    "RouteConfig",
+    "TrainingConfig",
+    "TrainingOrchestrator",
+    "managed_state_context",
+]

@@ -164,7 +164,8 @@ def _ran_for_s(job: Job, now: float) -> float:
 def _ended(job: Job, run: Run, facts: Facts) -> Event:
     now, result = facts.now, run.result or {}
     status = result.get("status")
-    if status == "succeeded" and run.status is RunStatus.SUCCEEDED:
+    # The result is written last: whatever befalls the process after it does not undo what it has published.
+    if status == "succeeded":
         return move(job, JobState.SUCCEEDED, now=now, cause="run succeeded", progress=_complete(job))
     if job.state is JobState.CHECKPOINTING and (status == "stopped" or run.status is RunStatus.STOPPED):
         paused = job.stop_reason is StopReason.PAUSE

@@ -22,7 +22,7 @@ from chatgrpo.jobs.admission import admit
 from chatgrpo.jobs.amounts import Node
 from chatgrpo.jobs.autoscaling import Wish
 from chatgrpo.jobs.config import JobsConfig
-from chatgrpo.jobs.controller import AskStop, Facts, Kill, Launch, Run, step
+from chatgrpo.jobs.controller import AskStop, Decision, Facts, Kill, Launch, Run, step
 from chatgrpo.jobs.job import Event, Job, JobState, Progress, StopReason, created, move
 from chatgrpo.jobs.run_folder import RunFolder
 from chatgrpo.jobs.scheduling.explain import Wait
@@ -126,14 +126,21 @@ class Scheduler:
         self._keep_usage(decided.usage, now)
         await self._autoscale(now)
         for decision in decided.decisions:
-            match decision:
-                case Launch(job):
-                    await asyncio.to_thread(self._launcher.launch, job)
-                case AskStop(job):
-                    await asyncio.to_thread(self._folder(job).ask_stop, str(job.stop_reason))
-                case Kill(submission_id, cause):
-                    logger.info("kill run=%s cause=%s", submission_id, cause)
-                    await asyncio.to_thread(self._launcher.kill, submission_id)
+            try:
+                await self._carry_out(decision)
+            except (OSError, RuntimeError, ValueError):
+                # Ray did not answer or refused this one: the others do not wait for it, and the next tick tries again.
+                logger.exception("could not carry out %s", decision)
+
+    async def _carry_out(self, decision: Decision) -> None:
+        match decision:
+            case Launch(job):
+                await asyncio.to_thread(self._launcher.launch, job)
+            case AskStop(job):
+                await asyncio.to_thread(self._folder(job).ask_stop, str(job.stop_reason))
+            case Kill(submission_id, cause):
+                logger.info("kill run=%s cause=%s", submission_id, cause)
+                await asyncio.to_thread(self._launcher.kill, submission_id)
 
     async def _autoscale(self, now: float) -> None:
         """Tells the autoscaler, or in a dry run the log, what the queue needs, whenever that changes."""

@@ -73,6 +73,8 @@ def test_success_needs_a_result() -> None:
 
     assert moves(decide([running()], [good])) == [("a", "succeeded")]
     assert moves(decide([running()], [mute])) == [("a", "failed")]
+    crashed_after = Run(submission_id="a-1", status=RunStatus.FAILED, exit_code=-6, result={"status": "succeeded"})
+    assert moves(decide([running()], [crashed_after])) == [("a", "succeeded")]
 
 
 def test_a_user_error_is_never_retried_and_keeps_its_words() -> None:

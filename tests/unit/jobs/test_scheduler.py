@@ -27,7 +27,7 @@ CONFIG = TrainConfig(model="tiny").model_dump(mode="json") | {
 }
 
 
-class CrashError(Exception):
+class Crash(BaseException):
     """The scheduler's process dies here."""
 
 
@@ -42,14 +42,14 @@ class FakeRay:
 
     def launch(self, job: Job) -> None:
         if self.crash_at_launch == "before":
-            raise CrashError
+            raise Crash
         if job.submission_id not in self.live:
             assert not any(r.startswith(job.id + "-") for r in self.alive()), "one run of a job at a time"
             self.launched.append(job.submission_id)
             self.workers[job.submission_id] = job.workers
             self.live[job.submission_id] = Run(submission_id=job.submission_id, status=RunStatus.RUNNING)
         if self.crash_at_launch == "after":
-            raise CrashError
+            raise Crash
 
     def kill(self, submission_id: str) -> None:
         self.end(submission_id, RunStatus.STOPPED)
@@ -136,7 +136,7 @@ async def _do(action: str, job_id: str, alive: Scheduler, store: JobStore, ray: 
             ray.crash_at_launch = action.split()[1]
             try:
                 await alive.tick()
-            except CrashError:
+            except Crash:
                 alive = scheduler(store, ray, clock, Path("/nowhere"))
             ray.crash_at_launch = ""
         case "restart":
@@ -157,6 +157,26 @@ async def _do(action: str, job_id: str, alive: Scheduler, store: JobStore, ray: 
             with suppress(Conflict):
                 getattr(alive, action)(job_id, owner=None)
     return alive
+
+
+async def test_one_launch_that_fails_does_not_hold_up_the_others(tmp_path: Path) -> None:
+    class HalfDeaf(FakeRay):
+        def launch(self, job: Job) -> None:
+            if job.id == "J0":
+                raise RuntimeError("no answer")
+            super().launch(job)
+
+    store, ray, clock = JobStore(":memory:"), HalfDeaf(), FakeClock()
+    s = scheduler(store, ray, clock, tmp_path)
+    for i in range(2):
+        await s.submit(f"J{i}", {"model": "tiny"}, owner="ann")
+
+    await s.tick()
+    clock.advance(301.0)
+    await s.tick()
+
+    assert ray.launched == ["J1-1"]
+    assert (store.get("J0").state, store.get("J0").retries) == (JobState.QUEUED, {"launch_failed": 1})
 
 
 async def test_reports_make_progress_and_stale_ones_do_not(tmp_path: Path) -> None:

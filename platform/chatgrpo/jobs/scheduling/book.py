@@ -105,11 +105,18 @@ class Book:
     def tops(self) -> list[str]:
         return list(self._kinds)
 
-    def kinds(self, top: str) -> Iterator[tuple[str, list[Kind]]]:
-        """Owners below `top` with the kinds of their waiting tasks."""
-        for owner, kinds in self._kinds.get(top, {}).items():
-            if kinds:
-                yield owner, list(kinds)
+    def firsts(self, top: str) -> Iterator[list[tuple[float, str, Kind]]]:
+        """For every owner below `top`: the first task of each kind as (rank, id, kind)."""
+        for kinds in self._kinds.get(top, {}).values():
+            found = []
+            for kind, heap in list(kinds.items()):
+                while heap and heap[0][1] not in self.waiting:
+                    heapq.heappop(heap)
+                if heap:
+                    found.append((*heap[0], kind))
+                else:
+                    del kinds[kind]
+            yield found
 
     def start(self, task: Task, placement: Placement, now: float) -> Held:
         self.withdraw(task.id)

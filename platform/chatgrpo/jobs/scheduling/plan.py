@@ -8,6 +8,7 @@ priority and age. With policy `priority` there is one queue for all. Passing is 
 
 from __future__ import annotations
 
+import heapq
 from dataclasses import dataclass, field
 
 from chatgrpo.jobs.amounts import UNLIMITED, Amount
@@ -66,11 +67,10 @@ def _order(book: Book, now: float) -> Order:
     """Those whose situation may have changed since the last pass: everyone, if it left someone waiting for room."""
     order = Order(book, now)
     for top in book.tops() if book.cluster_full else sorted(book.touched):
-        for owner, kinds in book.kinds(top):
-            firsts = [(book.first(owner, kind), kind) for kind in kinds]
-            ranked = sorted(((task, kind) for task, kind in firsts if task), key=lambda f: (book.rank(f[0]), f[0].id))
-            for task, kind in ranked[:MAX_KINDS]:
-                order.add(task, kind)
+        for firsts in book.firsts(top):
+            chosen = firsts if len(firsts) <= MAX_KINDS else heapq.nsmallest(MAX_KINDS, firsts, key=lambda f: f[:2])
+            for _, task_id, kind in chosen:
+                order.add(book.waiting[task_id], kind)
     order.ready()
     book.touched.clear()
     book.cluster_full = False
