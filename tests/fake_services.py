@@ -68,6 +68,7 @@ class FakeJobs:
         return self.views[job_id]
 
     async def list(self, *, owner: str | None, state: JobState | None = None, limit: int = 50) -> list[dict[str, Any]]:
+        self._require_up()
         mine = [v for v in self.views.values() if owner in {None, v["owner"]} and state in {None, v["status"]}]
         return mine[::-1][:limit]
 
@@ -117,9 +118,12 @@ class FakeJobs:
         await self.get(job_id, owner=owner)
         return [e for e in self.episodes if step in {None, e.get("step")}][offset : offset + limit]
 
-    async def queue(self) -> dict[str, Any]:
+    def _require_up(self) -> None:
         if self.down:
             raise Unavailable("the job scheduler is restarting; try again in a moment")
+
+    async def queue(self) -> dict[str, Any]:
+        self._require_up()
         states = Counter(v["status"] for v in self.views.values())
         return {"states": {state.value: states[state.value] for state in JobState}}
 

@@ -8,20 +8,20 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 from starlette.requests import HTTPConnection
 
 from chatgrpo.api.errors import RESPONSES, ErrorBody
 from chatgrpo.api.services import Services
 from chatgrpo.errors import PlatformError, Unavailable
 from chatgrpo.jobs.job import JobState
+from chatgrpo.monitoring import meters, samples
+from chatgrpo.monitoring.exposition import expose
 from chatgrpo.monitoring.requests import RequestMetrics, RequestTotals
+from chatgrpo.monitoring.samples import Sample
 from chatgrpo.monitoring.system import read_system
 
 router = APIRouter(tags=["operations"], responses=RESPONSES)
@@ -30,6 +30,7 @@ router = APIRouter(tags=["operations"], responses=RESPONSES)
 PROBE_TIMEOUT_S = 2.0
 
 Facts = dict[str, Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,12 +101,22 @@ class Operations:
             "chat": chat,
         }
 
-    async def prometheus(self, requests: RequestMetrics) -> bytes:
-        """A component that does not answer is missing from the text, and `chatgrpo_component_up` says so."""
-        components, queue, chat = await self._probe()
-        registry = CollectorRegistry(auto_describe=False)
-        registry.register(_Facts(components, queue, chat))
-        return requests.prometheus() + generate_latest(registry)
+    async def samples(self) -> list[Sample]:
+        """What all parts report now. One that does not answer is missing, and `chatgrpo_component_up` says so."""
+        (components, queue, chat), running, system = await asyncio.gather(
+            self._probe(), self._running(), asyncio.to_thread(read_system, self.services.config.home)
+        )
+        return [
+            *samples.of_components(components),
+            *samples.of_queue(queue),
+            *samples.of_chat(chat),
+            *samples.of_machine(system),
+            *samples.of_training(running),
+        ]
+
+    async def _running(self) -> list[Facts]:
+        _, jobs = await self._ask(self.services.jobs.list(owner=None, state=JobState.RUNNING, limit=samples.MAX_JOBS))
+        return jobs or []
 
     async def _probe(self) -> tuple[dict[str, Facts], Facts, Facts]:
         (jobs, queue), (chat, chat_status), (store, _) = await asyncio.gather(
@@ -115,7 +126,7 @@ class Operations:
         )
         return {"jobs": jobs, "chat": chat, "conversations": store}, queue or {}, chat_status or {}
 
-    async def _ask(self, question: Awaitable[Facts | None]) -> tuple[Facts, Facts | None]:
+    async def _ask(self, question: Awaitable[T]) -> tuple[Facts, T | None]:
         started = self.services.clock.monotonic()
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
@@ -172,34 +183,13 @@ async def system_status(operations: OperationsOf) -> Facts:
 
 @router.get("/metrics", response_class=PlainTextResponse)
 async def prometheus(operations: OperationsOf, connection: HTTPConnection) -> Response:
-    """Prometheus text."""
-    return Response(await operations.prometheus(connection.app.state.metrics), media_type=CONTENT_TYPE_LATEST)
-
-
-class _Facts(Collector):
-    """What other processes reported at this scrape, as metric families."""
-
-    def __init__(self, components: dict[str, Facts], queue: Facts, chat: Facts) -> None:
-        self._components, self._queue, self._chat = components, queue, chat
-
-    def collect(self) -> list[Metric]:
-        up = GaugeMetricFamily("chatgrpo_component_up", "1 when the component answers.", labels=["component"])
-        for name, state in self._components.items():
-            up.add_metric([name], float(state["status"] == "healthy"))
-        families: list[Metric] = [up]
-        if self._queue:
-            jobs = GaugeMetricFamily("chatgrpo_jobs", "Jobs by state.", labels=["state"])
-            for job_state in JobState:
-                jobs.add_metric([job_state], _count(self._queue, job_state))
-            families.append(jobs)
-        if self._chat:
-            families.append(
-                GaugeMetricFamily("chatgrpo_chat_requests", "Replies being written.", self._chat["active_requests"])
-            )
-            families.append(
-                CounterMetricFamily("chatgrpo_chat_tokens", "Tokens sampled for chat.", self._chat["tokens_generated"])
-            )
-        return families
+    """Prometheus text, or OpenMetrics for who asks for it. Answers with the figures of this replica."""
+    requests: RequestMetrics = connection.app.state.metrics
+    reported = samples.registry_of(await operations.samples())
+    text, content_type = expose(
+        [requests.registry, meters.PROCESS.registry, reported], connection.headers.get("accept", "")
+    )
+    return Response(text, headers={"Content-Type": content_type})
 
 
 def _count(queue: Facts, state: JobState) -> int:

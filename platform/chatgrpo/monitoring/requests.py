@@ -7,16 +7,14 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from chatgrpo.monitoring.catalog import HTTP_CONNECTIONS, HTTP_REQUESTS, HTTP_SECONDS
+from chatgrpo.monitoring.meters import Meters
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-# From a cached GET (a millisecond) to a long streamed reply on a CPU (minutes).
-_BUCKETS_S = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,23 +31,11 @@ class RequestMetrics:
     """Metrics of one API process. Labels are route templates and status classes, so their number is bounded."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self._requests = Counter(
-            "chatgrpo_http_requests",
-            "HTTP requests answered.",
-            ["method", "route", "status"],
-            registry=self.registry,
-        )
-        self._seconds = Histogram(
-            "chatgrpo_http_request_seconds",
-            "Time from the request to the end of its answer; streams count until their last byte.",
-            ["route"],
-            buckets=_BUCKETS_S,
-            registry=self.registry,
-        )
-        self._open = Gauge(
-            "chatgrpo_http_connections", "Requests and sockets being served now.", registry=self.registry
-        )
+        meters = Meters()
+        self.registry = meters.registry
+        self._requests = meters.of(HTTP_REQUESTS)
+        self._seconds = meters.of(HTTP_SECONDS)
+        self._open = meters.of(HTTP_CONNECTIONS)
         self._num_finished = self._num_errors = self._num_open = 0
         self._sum_s = 0.0
 
@@ -62,8 +48,8 @@ class RequestMetrics:
         self._open.set(self._num_open)
 
     def answered(self, *, method: str, route: str, status: int, seconds: float) -> None:
-        self._requests.labels(method, route, f"{status // 100}xx").inc()
-        self._seconds.labels(route).observe(seconds)
+        self._requests.inc(method=method, route=route, status=f"{status // 100}xx")
+        self._seconds.observe(seconds, route=route)
         self._num_finished += 1
         self._num_errors += status >= 500
         self._sum_s += seconds
@@ -76,10 +62,6 @@ class RequestMetrics:
             average_response_time_s=self._sum_s / finished,
             active_connections=self._num_open,
         )
-
-    def prometheus(self) -> bytes:
-        """Text exposition format 0.0.4."""
-        return generate_latest(self.registry)
 
 
 class MeasureRequests:

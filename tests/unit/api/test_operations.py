@@ -6,6 +6,7 @@ import asyncio
 
 import httpx
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.fake_services import FakeChat, FakeJobs
@@ -125,3 +126,32 @@ async def test_models_are_the_default_the_built_in_and_the_callers_own(
         ("smollm2-135m-instruct", "base", False),
         ("done", "job", False),
     ]
+
+
+async def test_training_figures_of_running_jobs_are_gauges(client: httpx.AsyncClient, jobs: FakeJobs) -> None:
+    for job_id, status in (("a", "running"), ("b", "succeeded")):
+        jobs.put(job_id, status=status)
+        jobs.views[job_id]["metrics"] = {"reward": 0.5, "kl": 0.01, "time/step_s": 9.0, "unknown/figure": 1.0}
+    answer = await client.get("/metrics", headers={"accept": "application/openmetrics-text; version=1.0.0"})
+    assert answer.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
+    shown = {
+        s.name: (s.labels, s.value)
+        for family in parse_openmetrics(answer.text)
+        for s in family.samples
+        if s.name.startswith("chatgrpo_training_")
+    }
+    assert shown == {
+        "chatgrpo_training_step": ({"job": "a"}, 12),
+        "chatgrpo_training_total_steps": ({"job": "a"}, 30),
+        "chatgrpo_training_reward": ({"job": "a"}, 0.5),
+        "chatgrpo_training_kl_nats": ({"job": "a"}, 0.01),
+        "chatgrpo_training_step_seconds": ({"job": "a"}, 9),
+    }
+
+
+async def test_a_scrape_survives_dead_parts(client: httpx.AsyncClient, jobs: FakeJobs, speaker: FakeChat) -> None:
+    jobs.down = speaker.down = True
+    text = (await client.get("/metrics")).text
+    assert 'chatgrpo_component_up{component="jobs"} 0.0' in text
+    assert "chatgrpo_jobs{" not in text
+    assert "chatgrpo_memory_percent " in text
