@@ -111,10 +111,11 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
         logger.warning("the platform did not stop within %g s and is killed", _STOP_TIMEOUT_S)
     # psutil compares creation times: a process that got a dead one's number is not mistaken for it.
     left = [process for process in family if process.is_running()]
-    _, left = psutil.wait_procs(left, timeout=10)
+    _, left = psutil.wait_procs(left, timeout=5)
     for process in left:
         with suppress(psutil.NoSuchProcess):
             process.kill()
+    psutil.wait_procs(left, timeout=10)
     child.wait()
 
 

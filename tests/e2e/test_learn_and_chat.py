@@ -19,7 +19,12 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 TOY: dict[str, Any] = {
     "experiment_name": "toy tool",
     "model": "tiny",
-    "lora": {"r": 32, "alpha": 64},
+    # The head as well: that of a random model says nothing yet.
+    "lora": {
+        "r": 32,
+        "alpha": 64,
+        "target_modules": [f"{p}_proj" for p in ("q", "k", "v", "o", "gate", "up", "down")] + ["lm_head"],
+    },
     "environment": {"type": "plugin", "name": "toy_tool"},
     "rewards": [{"type": "environment"}],
     "prompts_per_step": 8,
@@ -28,9 +33,10 @@ TOY: dict[str, Any] = {
     "max_prompt_length": 32,
     "max_completion_length": 8,
     "max_episode_length": 64,
-    "learning_rate": 2e-3,
-    "max_steps": 50,
+    "learning_rate": 1e-3,
+    "max_steps": 40,
     "num_eval_prompts": 20,
+    "resources": {"threads_per_worker": 2},
     "save_steps": None,
 }
 
@@ -57,7 +63,7 @@ def _learn(client: Client) -> str:
     assert view["status"] == "succeeded", view["error"] or client.logs(job_id)
     rewards = [point["reward"] for point in view["reward_curve"]]
     assert max(rewards[:5]) < 0.2
-    assert sum(rewards[-5:]) / 5 > 0.4
+    assert sum(rewards[-5:]) / 5 > 0.6
     first, last = view["evaluations"][0], view["evaluations"][-1]
     assert last["eval_reward"] > first["eval_reward"] + 0.3
     return str(job_id)
@@ -85,4 +91,4 @@ def _look_around(client: Client, job_id: str) -> None:
     episode = client.trajectories(job_id, limit=1)[0]["episode"]
     assert len(episode["turns"]) == 2
     assert len(episode["token_ids"]) == len(episode["completion_mask"]) == len(episode["logprobs"])
-    assert "step 50/50" in client.logs(job_id)
+    assert "step 40/40" in client.logs(job_id)

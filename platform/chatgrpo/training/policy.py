@@ -75,14 +75,24 @@ class Policy(nn.Module):
                 use_cache=False,
                 layout=batch.layout(device),
             ).last_hidden_state[0]
-            head = causal_lm.get_output_embeddings()
+            weight_VD, bias_V = _head(causal_lm.get_output_embeddings())
             return token_logprobs(
                 hidden_TD[batch.source_N.to(device)],
-                head.weight,
-                head.bias,
+                weight_VD,
+                bias_V,
                 batch.target_N.to(device),
                 scale=1.0 / temperature,
             )
+
+
+def _head(head: Any) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of the output embedding, with its adapter's part if it has one that is switched on."""
+    base = getattr(head, "base_layer", head)
+    weight_VD: Tensor = base.weight
+    if base is not head and not head.disable_adapters:
+        for name in head.active_adapters:
+            weight_VD = weight_VD + head.get_delta_weight(name)
+    return weight_VD, base.bias
 
 
 def _with_adapter(model: Any, lora: LoraConfig) -> Any:

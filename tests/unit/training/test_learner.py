@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from chatgrpo.inference.engine import GenerationRequest, SamplingParams, generate
 from chatgrpo.inference.loading import LoadedModel, load
+from chatgrpo.inference.torch_engine import TorchEngine
 from chatgrpo.rollouts.episode import Episode
 from chatgrpo.training.batch import Row, pack
 from chatgrpo.training.config import LoraConfig, TrainConfig
@@ -142,6 +145,30 @@ def test_the_adapter_switched_off_is_the_base_and_only_it_learns(tiny: LoadedMod
         torch.testing.assert_close(mine, expected[episode.prompt_length - 1 :], atol=1e-5, rtol=0)
     with torch.no_grad():
         assert float((policy(batch, 1.0)[0] - reference).abs().max()) > 1e-4
+
+
+def test_an_adapter_on_the_head_counts_for_learner_and_sampler_alike(tiny: LoadedModel) -> None:
+    settings = config(lora=LoraConfig(r=4, alpha=8, target_modules=["q_proj", "lm_head"]))
+    learner, policy = learner_of(tiny, settings)
+    learner.update(episodes(), ADVANTAGES)
+    learner.update(episodes(), ADVANTAGES)
+    assert any(
+        "lm_head" in name and float(p.detach().abs().max()) > 0 for name, p in policy.trainable() if "lora_B" in name
+    )
+    one = episodes()[0][0]
+    request = GenerationRequest(request_id="a", prompt_ids=one.token_ids, params=SamplingParams(max_tokens=6, seed=1))
+    reply = generate(TorchEngine(policy.causal_lm, tiny.template), [request])[0]
+    ids = (*one.token_ids, *reply.token_ids)
+    row = replace(
+        one,
+        token_ids=ids,
+        completion_mask=tuple(i >= len(one.token_ids) for i in range(len(ids))),
+        logprobs=(0.0,) * len(ids),
+        prompt_length=len(one.token_ids),
+    )
+    with torch.no_grad():
+        logprobs, _ = policy(pack([[Row(index=0, episode=row, advantage=0.0)]]), 1.0)
+    assert logprobs.tolist() == pytest.approx(reply.logprobs, abs=1e-5)
 
 
 def test_full_fine_tuning_keeps_its_first_weights_as_reference(tiny: LoadedModel, dense: Any) -> None:

@@ -1,0 +1,74 @@
+"""`chatgrpo serve` as a process of its own: it comes up, answers, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+
+from chatgrpo.client import Client
+
+pytestmark = pytest.mark.e2e
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def session_of(pid: int) -> list[psutil.Process]:
+    """Live processes in the session that `pid` leads: Ray's daemons stay in it, whatever their parent is."""
+
+    def belongs(process: psutil.Process) -> bool:
+        try:
+            return os.getsid(process.pid) == pid and process.status() != psutil.STATUS_ZOMBIE
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            return False
+
+    return [process for process in psutil.process_iter() if belongs(process)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_serve_answers_and_leaves_no_process_behind(tmp_path: Path, models_dir: Path, number: signal.Signals) -> None:
+    home, port = tmp_path / "home", free_port()
+    home.mkdir()
+    (home / "models").symlink_to(models_dir)
+    settings = {"CHATGRPO_HOME": str(home), "CHATGRPO_PORT": str(port), "CHATGRPO_DEFAULT_MODEL": "tiny"}
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    platform = subprocess.Popen(
+        [sys.executable, "-m", "chatgrpo.cli", "serve"],
+        env=clean | settings,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert platform.stdout is not None
+    guard = threading.Timer(150, platform.kill)
+    guard.start()
+    try:
+        said = ""
+        for line in platform.stdout:
+            said += line
+            if "ready" in line:
+                break
+        assert f"ready at http://127.0.0.1:{port}" in said, said
+        assert Client(f"http://127.0.0.1:{port}").chat("Hi", max_tokens=2)["turn_count"] == 1
+        assert (home / "ray_token").stat().st_mode & 0o777 == 0o600
+        platform.send_signal(number)
+        assert platform.wait(60) == 0, platform.stdout.read()
+        gone, alive = psutil.wait_procs(session_of(platform.pid), timeout=20)
+        assert alive == []
+    finally:
+        guard.cancel()
+        platform.stdout.close()
+        for process in session_of(platform.pid):
+            process.kill()
