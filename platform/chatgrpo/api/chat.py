@@ -20,6 +20,7 @@ from chatgrpo.api.services import Services, ServicesOf
 from chatgrpo.api.sse import Event, event_stream
 from chatgrpo.config import PlatformConfig
 from chatgrpo.errors import InvalidRequest
+from chatgrpo.gateway.rate_limit import TokenHold, reserve_tokens
 from chatgrpo.inference.deltas import ChatDelta
 from chatgrpo.inference.engine import SamplingParams
 
@@ -79,6 +80,7 @@ class _Call:
     model: str
     strategy: str
     params: SamplingParams
+    tokens: TokenHold
     started_s: float
 
     def speak(self) -> AsyncGenerator[ChatDelta, None]:
@@ -106,14 +108,20 @@ async def chat(request: Request, body: ChatRequest, services: ServicesOf, owner:
         context=body.context,
     )
     call = _Call(
-        services=services, exchange=exchange, model=model, strategy=body.strategy, params=params, started_s=started_s
+        services=services,
+        exchange=exchange,
+        model=model,
+        strategy=body.strategy,
+        params=params,
+        tokens=await reserve_tokens(request, params.max_tokens),
+        started_s=started_s,
     )
     if not body.stream:
         answer = await while_connected(request, _whole(call))
         return JSONResponse(answer.model_dump())
     deltas = call.speak()
     # The first piece is awaited here, so that what goes wrong before it is answered with its own status.
-    first = await while_connected(request, _first(deltas))
+    first = await while_connected(request, _first(call, deltas))
     return event_stream(_events(call, first, deltas))
 
 
@@ -137,16 +145,23 @@ def sampling_params(body: ChatRequest, config: PlatformConfig) -> SamplingParams
     )
 
 
-async def _first(deltas: AsyncGenerator[ChatDelta, None]) -> ChatDelta:
-    return await anext(deltas)
+async def _first(call: _Call, deltas: AsyncGenerator[ChatDelta, None]) -> ChatDelta:
+    try:
+        return await anext(deltas)
+    except BaseException:  # whatever it was: nothing was written, so nothing is charged
+        await call.tokens.settle(0)
+        raise
 
 
 async def _whole(call: _Call) -> ChatResponse:
     reply = Reply()
-    # Closing the stream is what takes the request out of the model's batch.
-    async with aclosing(call.speak()) as deltas:
-        async for delta in deltas:
-            reply.add(delta)
+    try:
+        # Closing the stream is what takes the request out of the model's batch.
+        async with aclosing(call.speak()) as deltas:
+            async for delta in deltas:
+                reply.add(delta)
+    finally:
+        await call.tokens.settle(reply.num_tokens)
     return await _keep(call, reply)
 
 
@@ -154,13 +169,16 @@ async def _events(
     call: _Call, first: ChatDelta, deltas: AsyncGenerator[ChatDelta, None]
 ) -> AsyncGenerator[Event, None]:
     reply = Reply()
-    async with aclosing(deltas):
-        yield Event(event="start", data={"conversation_id": call.exchange.conversation_id, "model": call.model})
-        reply.add(first)
-        yield _delta(first)
-        async for delta in deltas:
-            reply.add(delta)
-            yield _delta(delta)
+    try:
+        async with aclosing(deltas):
+            yield Event(event="start", data={"conversation_id": call.exchange.conversation_id, "model": call.model})
+            reply.add(first)
+            yield _delta(first)
+            async for delta in deltas:
+                reply.add(delta)
+                yield _delta(delta)
+    finally:
+        await call.tokens.settle(reply.num_tokens)
     answer = await _keep(call, reply)
     yield Event(event="done", data=answer.model_dump())
 

@@ -28,8 +28,48 @@ class RouteConfig(BaseModel):
     timeout: float = Field(
         60.0, gt=0, description="Seconds until the answer must have begun; a stream may last longer."
     )
+    rate_limit: int | None = Field(None, ge=1, description="Requests a minute of one caller; null: only `limits`.")
     max_body_bytes: int | None = Field(None, ge=1, description="Largest body; null: the platform's max_body_bytes.")
     audit: str | None = Field(None, description="Name of the act in the audit trail; null: not recorded.")
+
+
+class LimitRule(BaseModel):
+    """How much of something a caller may have. One counter for each combination of what `per` names."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern="^[a-z][a-z0-9_-]*$", description="In headers and refusals.")
+    per: tuple[Literal["address", "caller", "key", "tenant", "route"], ...] = Field(
+        ("caller",), description="`caller` is the key, or the address of who has none. Empty: one counter for all."
+    )
+    requests: int | None = Field(None, ge=1, description="Most requests in any `window_s`.")
+    burst: int | None = Field(None, ge=1, description="Most requests in any second.")
+    tokens: int | None = Field(None, ge=1, description="Most generated tokens in any `window_s`; 86400: a quota.")
+    parallel: int | None = Field(None, ge=1, description="Most requests being answered at once.")
+    window_s: float = Field(60.0, ge=1, le=2_678_400, description="Seconds.")
+    routes: tuple[str, ...] = Field((), description="Only for these paths of the route table; empty: all.")
+    is_shadow: bool = Field(False, description="Counts and says so in the log, refuses nobody.")
+    if_store_is_down: Literal["open", "closed"] = Field("open", description="Whether requests pass uncounted then.")
+
+
+class ThreatConfig(BaseModel):
+    """When an address is turned away for what it did. Points fade by half every `half_life_s`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    blocked: tuple[IPv4Network | IPv6Network, ...] = Field((), description="Networks that are always turned away.")
+    never_blocked: tuple[IPv4Network | IPv6Network, ...] = Field(
+        (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128")),
+        description="Networks that are never turned away by points.",
+    )
+    threshold: float = Field(100.0, gt=0, description="Points at which an address is blocked.")
+    half_life_s: float = Field(60.0, gt=0, description="Seconds in which points and repeated offences fade by half.")
+    block_s: float = Field(60.0, gt=0, description="First block, in seconds; each further one is twice as long.")
+    max_block_s: float = Field(3600.0, gt=0, description="Longest block.")
+    wrong_key: float = Field(10.0, ge=0, description="Points for a key that is not known: credential stuffing.")
+    malformed_key: float = Field(20.0, ge=0, description="Points for a key that cannot be one: key scanning.")
+    unknown_path: float = Field(5.0, ge=0, description="Points for a path that does not exist: probing.")
+    bad_body: float = Field(2.0, ge=0, description="Points for a body too large, malformed or of a wrong type.")
 
 
 class GatewayConfig(BaseModel):
@@ -49,6 +89,13 @@ class GatewayConfig(BaseModel):
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = Field(
         (), description="Networks of proxies whose X-Forwarded-For is believed; empty: nobody's is."
     )
+    limits: tuple[LimitRule, ...] = Field(
+        (LimitRule(name="caller", requests=6000, burst=500),), description="Each applies; the strictest decides."
+    )
+    counters: Literal["auto", "memory", "sqlite", "redis"] = Field(
+        "auto", description="Where limits count. auto: redis with a `redis_url`, else a SQLite file for all replicas."
+    )
+    threats: ThreatConfig = Field(default_factory=ThreatConfig, description="Automatic and manual blocking.")
     routes: tuple[RouteConfig, ...] = Field((), description="Rows that replace those of the same path and method.")
 
     def model_post_init(self, _: Any) -> None:

@@ -15,22 +15,29 @@ from starlette.types import ASGIApp
 
 from chatgrpo.clock import Clock, SystemClock
 from chatgrpo.config import PlatformConfig
+from chatgrpo.errors import InvalidRequest
 from chatgrpo.gateway.api_keys import Keyring
 from chatgrpo.gateway.audited import Audited
 from chatgrpo.gateway.authenticate import Authenticate
 from chatgrpo.gateway.client_address import ClientAddress
 from chatgrpo.gateway.config import GatewayConfig, RouteConfig
+from chatgrpo.gateway.counters import Counters, MemoryCounters
+from chatgrpo.gateway.counters_redis import RedisCounters
+from chatgrpo.gateway.counters_sqlite import SqliteCounters
 from chatgrpo.gateway.deadline import Deadline
 from chatgrpo.gateway.exposure import is_loopback
 from chatgrpo.gateway.hosts import AllowedHosts, hosts_of
 from chatgrpo.gateway.key_format import read_pepper
+from chatgrpo.gateway.rate_limit import RateLimit
 from chatgrpo.gateway.response_headers import ResponseHeaders
 from chatgrpo.gateway.routes import RequireRow, RouteTable
 from chatgrpo.gateway.shared_store import SharedStore
+from chatgrpo.gateway.threats import ThreatWatch, TurnAway
 from chatgrpo.monitoring.requests import MeasureRequests, RequestMetrics
 from chatgrpo.state.stores import open_store
 
 STATE_DB = "state.db"
+LIMITS_DB = "limits.db"
 
 
 class Gateway:
@@ -56,6 +63,9 @@ class Gateway:
         self._host = host
         clock = clock or SystemClock()
         self.store = SharedStore(lambda: open_store(redis_url or home / STATE_DB), clock=clock)
+        registry = self.metrics.registry if self.metrics else None
+        self.threats = ThreatWatch(self.config.threats, clock=clock, registry=registry)
+        self.counters = counters_of(self.config, redis_url, home, clock)
         self.keyring = Keyring(self.store, pepper=pepper_of(self.config, home), clock=clock)
 
     @classmethod
@@ -80,17 +90,19 @@ class Gateway:
         found += [Middleware(ResponseHeaders), Middleware(ClientAddress, trusted=self.config.trusted_proxies)]
         if self._enable_security:
             allowed = hosts_of(self.config.allowed_hosts, self._host)
-            found += [Middleware(AllowedHosts, allowed=allowed)]
+            found += [Middleware(TurnAway, watch=self.threats), Middleware(AllowedHosts, allowed=allowed)]
         found += [Middleware(RequireRow, table=self.table)]
         if self._enable_security:
             always = self.config.require_keys or not is_loopback(self._host)
             found += [
                 Middleware(Audited, open_trail=self.store.trail),
                 Middleware(Authenticate, keyring=self.keyring, always=always),
+                Middleware(RateLimit, rules=self.config.limits, counters=self.counters),
             ]
         return [*found, Middleware(Deadline)]
 
     async def close(self) -> None:
+        await self.counters.close()
         await self.store.close()
 
     def protect(self, app: ASGIApp) -> ASGIApp:
@@ -98,6 +110,18 @@ class Gateway:
         for layer, args, kwargs in reversed(self.middleware()):
             app = layer(app, *args, **kwargs)
         return app
+
+
+def counters_of(config: GatewayConfig, redis_url: str | None, home: Path, clock: Clock) -> Counters:
+    """Raises InvalidRequest when Redis is asked for and there is no address."""
+    kind = config.counters
+    if kind == "memory":
+        return MemoryCounters(clock)
+    if kind == "redis" and redis_url is None:
+        raise InvalidRequest("needs a redis_url", "gateway.counters")
+    if kind != "sqlite" and redis_url is not None:
+        return RedisCounters(redis_url)
+    return SqliteCounters(home / LIMITS_DB, clock)
 
 
 def pepper_of(config: GatewayConfig, home: Path) -> bytes:

@@ -1,0 +1,104 @@
+"""Counters of limits in a SQLite file that all replicas on a machine share."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from chatgrpo.clock import Clock
+from chatgrpo.errors import Unavailable
+from chatgrpo.gateway.counters import LEASE_S
+from chatgrpo.gateway.limits import SLOTS, Meter, Reading, Verdict, decide, read_slots, slot_of
+
+T = TypeVar("T")
+
+
+class SqliteCounters:
+    """Exact for all processes of a machine. Counts survive `kill -9` of any of them; they are not synced to disk,
+    because after a power cut the windows are over anyhow."""
+
+    def __init__(self, path: Path, clock: Clock) -> None:
+        self._clock = clock
+        self._path = path
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="limits")
+        self._connection: sqlite3.Connection | None = None
+        self._num_taken = 0
+
+    async def take(self, meters: Sequence[Meter], *, lease: str) -> Verdict:
+        return await self._run(lambda db: self._take(db, meters, lease))
+
+    async def give_back(self, meter: Meter, amount: int, *, taken_at: float) -> None:
+        values = (amount, meter.key, slot_of(taken_at, meter.window_s))
+        await self._run(lambda db: db.execute("UPDATE slots SET n = n - ? WHERE key = ? AND slot = ?", values))
+
+    async def release(self, meters: Sequence[Meter], *, lease: str) -> None:
+        keys = [(meter.key, lease) for meter in meters if meter.window_s == 0]
+        if keys:
+            await self._run(lambda db: db.executemany("DELETE FROM leases WHERE key = ? AND lease = ?", keys))
+
+    async def close(self) -> None:
+        self._thread.shutdown()
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._do, work)
+
+    def _do(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        try:
+            db = self._connection = self._connection or _open(self._path)
+            with db:
+                db.execute("BEGIN IMMEDIATE")
+                return work(db)
+        except sqlite3.Error as error:
+            raise Unavailable(f"the limits' counters in {self._path} cannot be used: {error}") from error
+
+    def _take(self, db: sqlite3.Connection, meters: Sequence[Meter], lease: str) -> Verdict:
+        # The time is read under the lock: requests count in the order in which they are admitted.
+        now = self._clock.now()
+        verdict = decide(meters, [_read(db, meter, now) for meter in meters], now=now, lease=lease)
+        if verdict.is_admitted:
+            for meter in meters:
+                _count(db, meter, now, lease)
+        self._num_taken += 1
+        if self._num_taken % 1000 == 0:
+            db.execute("DELETE FROM slots WHERE ends <= ?", (now,))
+        return verdict
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    db = sqlite3.connect(path, timeout=2.0, isolation_level=None, check_same_thread=False)
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("PRAGMA synchronous = OFF")
+    db.execute(
+        "CREATE TABLE IF NOT EXISTS slots (key TEXT, slot INTEGER, n INTEGER, ends REAL, PRIMARY KEY (key, slot)) "
+        "WITHOUT ROWID"
+    )
+    db.execute("CREATE INDEX IF NOT EXISTS slots_by_end ON slots (ends)")
+    db.execute("CREATE TABLE IF NOT EXISTS leases (key TEXT, lease TEXT, ends REAL, PRIMARY KEY (key, lease))")
+    return db
+
+
+def _read(db: sqlite3.Connection, meter: Meter, now: float) -> Reading:
+    if meter.window_s == 0:
+        db.execute("DELETE FROM leases WHERE key = ? AND ends <= ?", (meter.key, now))
+        sql = "SELECT COUNT(*), COALESCE(MIN(ends), 0) FROM leases WHERE key = ?"
+        used, first = db.execute(sql, (meter.key,)).fetchone()
+        return Reading(used=used, oldest=first)
+    first_slot = slot_of(now, meter.window_s) - SLOTS
+    rows = db.execute("SELECT slot, n FROM slots WHERE key = ? AND slot >= ?", (meter.key, first_slot)).fetchall()
+    return read_slots(dict(rows), meter, now)
+
+
+def _count(db: sqlite3.Connection, meter: Meter, now: float, lease: str) -> None:
+    if meter.window_s == 0:
+        db.execute("INSERT OR REPLACE INTO leases VALUES (?, ?, ?)", (meter.key, lease, now + LEASE_S))
+        return
+    row = (meter.key, slot_of(now, meter.window_s), meter.cost, now + 2 * meter.window_s)
+    db.execute("INSERT INTO slots VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET n = n + excluded.n", row)
