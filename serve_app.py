@@ -29,6 +29,7 @@ from actors.agent_port import any_agent_port
 from actors.chat_model import ChatClient, ChatModel
 from actors.conversation_store import ConversationClient, start_conversation_shards
 from actors.job_scheduler import JobClient, start_job_scheduler
+from actors.metrics_hub import MonitorClient, start_metrics_hub
 from actors.names import NAMESPACE
 from chatgrpo.api.app import create_app, gateway_of
 from chatgrpo.api.live import create_live_app
@@ -56,6 +57,7 @@ def services_of(platform: PlatformConfig, chat: DeploymentHandle[Any]) -> Servic
         jobs=JobClient(),
         chat=ChatClient(chat),
         conversations=ConversationClient(),
+        monitor=MonitorClient(),
     )
 
 
@@ -158,6 +160,7 @@ def start_platform(platform: PlatformConfig) -> None:
     # Waited for: a scheduler that cannot start (a store that is not one, a broken plug-in) must say so now.
     ray.get(start_job_scheduler(platform, _jobs_config(platform)).pid.remote())
     start_conversation_shards(platform)
+    start_metrics_hub(platform)
 
 
 def _is_embedded() -> bool:
@@ -215,6 +218,8 @@ def start(platform: PlatformConfig) -> None:
 def stop() -> None:
     """In embedded mode everything goes, running jobs included; they continue at the next start. On a shared cluster
     only the HTTP side goes."""
+    if not ray.is_initialized():
+        return
     if _is_embedded():
         serve.shutdown()  # type: ignore[no-untyped-call]
     else:
@@ -226,11 +231,11 @@ def stop() -> None:
 def serve_until_stopped(platform: PlatformConfig, on_ready: Callable[[], None]) -> None:
     """Runs the platform until Ctrl-C or SIGTERM; `on_ready()` is called when it answers."""
     asked_to_stop = threading.Event()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: asked_to_stop.set())
     try:
         start(platform)
+        # Only now: Ray puts handlers of its own in place when it starts, and its SIGTERM ends the process at once.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: asked_to_stop.set())
         on_ready()
         asked_to_stop.wait()
     finally:

@@ -85,7 +85,8 @@ def test_concurrent_chats_are_all_answered(url: str) -> None:
     replies: list[dict[str, Any]] = []
 
     def say(i: int) -> None:
-        replies.append(Client(url).chat(f"Number {i}", max_tokens=8, seed=i))
+        with Client(url) as client:
+            replies.append(client.chat(f"Number {i}", max_tokens=8, seed=i))
 
     threads = [threading.Thread(target=say, args=(i,)) for i in range(12)]
     for thread in threads:
