@@ -29,6 +29,7 @@ from actors.agent_port import any_agent_port
 from actors.chat_model import ChatClient, ChatModel
 from actors.conversation_store import ConversationClient, start_conversation_shards
 from actors.job_scheduler import JobClient, start_job_scheduler
+from actors.metrics_hub import MonitorClient, start_metrics_hub
 from actors.names import NAMESPACE
 from chatgrpo.api.app import create_app, gateway_of
 from chatgrpo.api.live import create_live_app
@@ -56,6 +57,7 @@ def services_of(platform: PlatformConfig, chat: DeploymentHandle[Any]) -> Servic
         jobs=JobClient(),
         chat=ChatClient(chat),
         conversations=ConversationClient(),
+        monitor=MonitorClient(),
     )
 
 
@@ -158,6 +160,7 @@ def start_platform(platform: PlatformConfig) -> None:
     # Waited for: a scheduler that cannot start (a store that is not one, a broken plug-in) must say so now.
     ray.get(start_job_scheduler(platform, _jobs_config(platform)).pid.remote())
     start_conversation_shards(platform)
+    start_metrics_hub(platform)
 
 
 def _is_embedded() -> bool:

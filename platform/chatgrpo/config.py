@@ -84,6 +84,7 @@ class PlatformConfig(BaseSettings):
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1, description="Largest request body that is accepted.")
     gateway: GatewayConfig = Field(default_factory=GatewayConfig, description="Keys, hosts, routes and their limits.")
     state: StateConfig = Field(default_factory=StateConfig, description="Conversations: guarantees, cache, limits.")
+    alerts_config: Path | None = Field(None, description="YAML file with alert rules; empty: those that are shipped.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level logged.")
 
     @field_validator("decoding_presets")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import version
 
 from fastapi import APIRouter, FastAPI
 from starlette.middleware import Middleware
 
-from chatgrpo.api import chat, conversations, jobs, keys, models, operations, snapshots, train
+from chatgrpo.api import alerts, chat, conversations, jobs, keys, models, openai, operations, snapshots, train
 from chatgrpo.api.body_limit import BodyLimit
 from chatgrpo.api.dashboard.site import add_dashboard
 from chatgrpo.api.errors import handle_errors
@@ -18,6 +20,7 @@ from chatgrpo.api.operations import Operations
 from chatgrpo.api.route_table import ROUTES
 from chatgrpo.api.services import Services
 from chatgrpo.gateway.gateway import Gateway
+from chatgrpo.monitoring.reporter import report_forever
 from chatgrpo.monitoring.requests import RequestTotals
 
 ROUTERS: tuple[APIRouter, ...] = (
@@ -27,8 +30,10 @@ ROUTERS: tuple[APIRouter, ...] = (
     conversations.router,
     snapshots.router,
     models.router,
+    openai.router,
     keys.router,
     operations.router,
+    alerts.router,
 )
 
 
@@ -48,7 +53,12 @@ def create_app(services: Services) -> FastAPI:
 
     @asynccontextmanager
     async def closing(_: FastAPI) -> AsyncIterator[None]:
+        reporting = asyncio.create_task(
+            report_forever(services.monitor, partial(app.state.operations.rows, metrics.registry))
+        )
         yield
+        reporting.cancel()
+        await asyncio.wait({reporting})
         await gateway.close()
 
     app = FastAPI(

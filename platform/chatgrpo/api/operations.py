@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
+from prometheus_client import CollectorRegistry
 from starlette.requests import HTTPConnection
 
 from chatgrpo.api.errors import RESPONSES, ErrorBody
@@ -20,6 +21,8 @@ from chatgrpo.errors import PlatformError, Unavailable
 from chatgrpo.jobs.job import JobState
 from chatgrpo.monitoring import meters, samples
 from chatgrpo.monitoring.exposition import expose
+from chatgrpo.monitoring.history import Row
+from chatgrpo.monitoring.merging import rows_of
 from chatgrpo.monitoring.requests import RequestMetrics, RequestTotals
 from chatgrpo.monitoring.samples import Sample
 from chatgrpo.monitoring.system import read_system
@@ -81,7 +84,8 @@ class Operations:
                 {"name": "component_down", "severity": "critical", "component": name, "message": state["message"]}
                 for name, state in components.items()
                 if state["status"] != "healthy"
-            ],
+            ]
+            + await self._alerts(),
         }
 
     async def status(self) -> Facts:
@@ -113,6 +117,17 @@ class Operations:
             *samples.of_machine(system),
             *samples.of_training(running),
         ]
+
+    async def rows(self, requests: CollectorRegistry) -> list[Row]:
+        """All of that and what this process counts, for the monitor."""
+        reported = samples.registry_of(await self.samples())
+        return [row for registry in (requests, meters.PROCESS.registry, reported) for row in rows_of(registry)]
+
+    async def _alerts(self) -> list[Facts]:
+        """Firing alerts about the platform as a whole: components are asked directly, jobs have owners."""
+        _, alerts = await self._ask(self.services.monitor.alerts())
+        whole = [alert for alert in alerts or [] if not {"component", "job_id"} & set(alert["labels"])]
+        return [alert for alert in whole if alert["state"] == "firing"]
 
     async def _running(self) -> list[Facts]:
         _, jobs = await self._ask(self.services.jobs.list(owner=None, state=JobState.RUNNING, limit=samples.MAX_JOBS))

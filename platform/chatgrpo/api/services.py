@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Protocol
 
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
-from chatgrpo.clock import Clock
+from chatgrpo.clock import Clock, SystemClock
 from chatgrpo.config import PlatformConfig
 from chatgrpo.inference.deltas import ChatDelta
 from chatgrpo.inference.engine import SamplingParams
 from chatgrpo.jobs.job import JobService
 from chatgrpo.messages import Message
+from chatgrpo.monitoring.alert_config import load_alerts
+from chatgrpo.monitoring.monitor import Monitor, MonitorService
 from chatgrpo.state.consistency import Consistency, SessionToken
 from chatgrpo.state.conversation import Appended, Conversation, Page, Window
 from chatgrpo.state.export import Include
@@ -144,6 +146,11 @@ class ConversationService(Protocol):
     async def ping(self) -> None: ...
 
 
+def _own_monitor() -> MonitorService:
+    """Alerts of an API that runs without a hub."""
+    return Monitor(load_alerts(), clock=SystemClock())
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
     """Everything a request handler may reach for."""
@@ -153,6 +160,7 @@ class Services:
     jobs: JobService
     chat: ChatService
     conversations: ConversationService
+    monitor: MonitorService = field(default_factory=_own_monitor)
 
 
 def services_of(connection: HTTPConnection) -> Services:

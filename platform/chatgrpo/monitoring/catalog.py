@@ -1,7 +1,7 @@
 """Every metric of the platform, declared once: name, unit, labels, and how the values of several processes merge.
 
 Names follow Prometheus: they end with their unit, counters are shown with `_total`. No label ever holds a user, an
-address or a raw path; `job` holds the ids of active jobs only, whose number is bounded.
+address or a raw path; `job_id` is of active jobs only, whose number is bounded.
 """
 
 from __future__ import annotations
@@ -103,11 +103,11 @@ MACHINE: dict[str, Metric] = {
 }
 """By the name that `read_system` gives a figure."""
 
-TRAINING_STEP = _gauge("training_step", "Steps that the run has finished.", "job")
-TRAINING_TOTAL_STEPS = _gauge("training_total_steps", "Steps that the run will take.", "job")
+TRAINING_STEP = _gauge("training_step", "Steps that the run has finished.", "job_id")
+TRAINING_TOTAL_STEPS = _gauge("training_total_steps", "Steps that the run will take.", "job_id")
 
 TRAINING: dict[str, Metric] = {
-    reported: _gauge(f"training_{name}", help, "job", unit=unit)
+    reported: _gauge(f"training_{name}", help, "job_id", unit=unit)
     for reported, name, help, unit in (
         ("reward", "reward", "Mean reward of the newest step.", ""),
         ("eval_reward", "eval_reward", "Mean reward on held-out tasks.", ""),

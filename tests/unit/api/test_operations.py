@@ -141,11 +141,11 @@ async def test_training_figures_of_running_jobs_are_gauges(client: httpx.AsyncCl
         if s.name.startswith("chatgrpo_training_")
     }
     assert shown == {
-        "chatgrpo_training_step": ({"job": "a"}, 12),
-        "chatgrpo_training_total_steps": ({"job": "a"}, 30),
-        "chatgrpo_training_reward": ({"job": "a"}, 0.5),
-        "chatgrpo_training_kl_nats": ({"job": "a"}, 0.01),
-        "chatgrpo_training_step_seconds": ({"job": "a"}, 9),
+        "chatgrpo_training_step": ({"job_id": "a"}, 12),
+        "chatgrpo_training_total_steps": ({"job_id": "a"}, 30),
+        "chatgrpo_training_reward": ({"job_id": "a"}, 0.5),
+        "chatgrpo_training_kl_nats": ({"job_id": "a"}, 0.01),
+        "chatgrpo_training_step_seconds": ({"job_id": "a"}, 9),
     }
 
 

@@ -26,7 +26,7 @@ def test_counts_add_up_over_processes(metric: Metric) -> None:
 
 def test_labels_name_no_person_and_no_path() -> None:
     labels = {label for metric in CATALOG.values() for label in metric.labels}
-    assert labels == {"method", "route", "status", "metric", "component", "state", "gpu", "job"}
+    assert labels == {"method", "route", "status", "metric", "component", "state", "gpu", "job_id"}
 
 
 def test_no_two_figures_share_a_metric() -> None:

@@ -13,8 +13,13 @@ export function show(root) {
   root.append(h("h1", {}, "System"), alerts, facts, h("h2", {}, "Parts"), parts.node, h("h2", {}, "Machine"), machine,
     h("p", {}, h("a", { href: "/docs" }, "API reference"), " · ", h("a", { href: "/metrics" }, "Prometheus metrics")));
   return poll(async () => {
-    const [status, metrics] = await Promise.all([get("/api/v2/system/status"), get("/api/v2/metrics")]);
-    keyed(alerts, metrics.alerts, (a) => `${a.name} ${a.component ?? ""}`, alert);
+    const [status, metrics, found] = await Promise.all([
+      get("/api/v2/system/status"), get("/api/v2/metrics"), get("/api/v2/alerts"),
+    ]);
+    // Parts that are down are told at once; the alert about them comes later and would say it twice.
+    const down = metrics.alerts.filter((a) => a.component);
+    const firing = found.alerts.filter((a) => a.state === "firing" && !a.labels.component);
+    keyed(alerts, [...down, ...firing], (a) => `${a.name} ${a.component ?? JSON.stringify(a.labels)}`, alert);
     keyed(parts.body, Object.entries(status.components), ([name]) => name, part);
     keyed(machine, meters(metrics.system_metrics), (m) => m.name, meter);
     keyed(facts, figures(status, metrics), ([name]) => name, fact);
@@ -71,8 +76,13 @@ function part([name]) {
 
 function alert({ severity }) {
   const text = h("span");
+  const advice = h("small", { class: "muted block" });
+  const kind = severity === "critical" ? "error" : "wait";
   return {
-    node: h("li", { class: "note", "data-kind": "error" }, h("strong", {}, `${severity}: `), text),
-    update: (now) => setText(text, `${now.name} ${now.component ?? ""}: ${now.message}`),
+    node: h("li", { class: "note", "data-kind": kind }, h("strong", {}, `${severity}: `), text, advice),
+    update(now) {
+      setText(text, `${now.name} ${now.component ?? ""}: ${now.message}${now.silenced ? " (silenced)" : ""}`);
+      setText(advice, now.advice ?? "");
+    },
   };
 }

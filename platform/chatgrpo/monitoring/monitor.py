@@ -1,0 +1,129 @@
+"""Looks after alerts: takes reports of processes, looks at the rules, tells the handlers what changed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from ulid import ULID
+
+from chatgrpo.clock import Clock
+from chatgrpo.errors import NotFound
+from chatgrpo.monitoring.alert_config import Absence, AlertsConfig, All, BurnRate, Condition
+from chatgrpo.monitoring.alerts import Alert, Silence, look
+from chatgrpo.monitoring.history import STALE_S, History, Labels, Row
+from chatgrpo.monitoring.merging import Merged
+
+logger = logging.getLogger(__name__)
+
+Json = dict[str, Any]
+Notify = Callable[[Sequence[Alert]], Awaitable[None]]
+
+
+class MonitorService(Protocol):
+    """What the API asks of the monitor, wherever it lives."""
+
+    async def report(self, source: str, rows: Sequence[Row]) -> None:
+        """The figures of one process now. Raises Unavailable when nobody takes them."""
+        ...
+
+    async def alerts(self) -> list[Json]:
+        """Firing and pending alerts, the gravest first."""
+        ...
+
+    async def silence(
+        self, *, rule: str | None, labels: Mapping[str, str], seconds: float, by: str, reason: str
+    ) -> Json:
+        """No notification about such alerts for a time; they are still shown."""
+        ...
+
+    async def silences(self) -> list[Json]: ...
+
+    async def unsilence(self, silence_id: str) -> None:
+        """Raises NotFound."""
+        ...
+
+
+class Monitor:
+    """MonitorService in this process. With `tick_on_report` every report is followed by a look at the rules; else
+    the owner calls `tick`, which also notices that nobody reports."""
+
+    def __init__(
+        self, config: AlertsConfig, *, clock: Clock, notify: Notify | None = None, tick_on_report: bool = True
+    ) -> None:
+        self._config, self._clock, self._notify = config, clock, notify
+        self._tick_on_report = tick_on_report
+        self._merged = Merged()
+        windows = [reach(rule.when) for rule in config.rules]
+        self._history = History(keep_s=max([STALE_S, *windows]) * 1.1)
+        self._active: dict[tuple[str, Labels], Alert] = {}
+        self._silences: dict[str, Silence] = {}
+
+    async def report(self, source: str, rows: Sequence[Row]) -> None:
+        self._merged.report(source, rows, self._clock.now())
+        if self._tick_on_report:
+            await self.tick()
+
+    async def tick(self) -> None:
+        """One look at all rules; changes that no silence covers go to the handlers."""
+        now = self._clock.now()
+        self._history.add(now, self._merged.rows(now))
+        looked = look(self._config.rules, self._history, self._active, now)
+        self._active = looked.active
+        self._silences = {i: s for i, s in self._silences.items() if s.until > now}
+        told = [alert for alert in looked.changed if not self._is_silenced(alert)]
+        for alert in looked.changed:
+            logger.info(
+                "alert=%s state=%s labels=%s value=%g", alert.rule.name, alert.state, dict(alert.labels), alert.value
+            )
+        if told and self._notify is not None:
+            await self._notify(told)
+
+    async def alerts(self) -> list[Json]:
+        grave = {"critical": 0, "warning": 1, "info": 2}
+        found = sorted(self._active.values(), key=lambda a: (a.fired_at is None, grave[a.rule.severity], a.since))
+        return [alert.to_json() | {"silenced": self._is_silenced(alert)} for alert in found]
+
+    async def silence(
+        self, *, rule: str | None, labels: Mapping[str, str], seconds: float, by: str, reason: str
+    ) -> Json:
+        if rule is not None and rule not in {r.name for r in self._config.rules}:
+            raise NotFound(f"there is no alert rule {rule}")
+        until = self._clock.now() + seconds
+        made = Silence(id=str(ULID()), rule=rule, labels=dict(labels), until=until, by=by, reason=reason)
+        self._silences[made.id] = made
+        return _shown(made)
+
+    async def silences(self) -> list[Json]:
+        now = self._clock.now()
+        return [_shown(silence) for silence in self._silences.values() if silence.until > now]
+
+    async def unsilence(self, silence_id: str) -> None:
+        if self._silences.pop(silence_id, None) is None:
+            raise NotFound(f"there is no silence {silence_id}")
+
+    def _is_silenced(self, alert: Alert) -> bool:
+        now = self._clock.now()
+        return any(silence.covers(alert, now) for silence in self._silences.values())
+
+
+def reach(condition: Condition) -> float:
+    """Seconds of history that a condition looks at."""
+    if isinstance(condition, All):
+        return max(map(reach, condition.conditions))
+    if isinstance(condition, BurnRate):
+        return max(condition.long_s, condition.short_s)
+    # Absence needs the newest point only, but for as long as it may take to notice.
+    return condition.over_s * (2 if isinstance(condition, Absence) else 1)
+
+
+def _shown(silence: Silence) -> Json:
+    return {
+        "id": silence.id,
+        "rule": silence.rule,
+        "labels": dict(silence.labels),
+        "until": silence.until,
+        "by": silence.by,
+        "reason": silence.reason,
+    }
