@@ -152,7 +152,13 @@ class FakeChat:
                 if self.error is not None and i == self.error_at:
                     raise self.error
                 reason = FinishReason.STOP if i == last else None
-                yield ChatDelta(text=piece, num_tokens=2, finish_reason=reason, model_version=f"{model}@0")
+                yield ChatDelta(
+                    text=piece,
+                    num_tokens=2,
+                    finish_reason=reason,
+                    model_version=f"{model}@0",
+                    num_prompt_tokens=sum(len(m.content.split()) for m in messages),
+                )
                 self.started.set()
                 if self.hold:
                     await asyncio.Event().wait()

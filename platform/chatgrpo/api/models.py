@@ -62,4 +62,5 @@ def _job_model(job: dict[str, Any]) -> dict[str, Any]:
         "default": False,
         "available": True,
         "description": f"trained by job {job['job_id']} ({name})",
+        "created_at": job.get("created_at"),
     }

@@ -21,10 +21,11 @@ KEEPALIVE_S = 15.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """`id` comes back as Last-Event-ID when a browser reconnects."""
+    """`id` comes back as Last-Event-ID when a browser reconnects. An event may go without a name; text is sent as it
+    is, everything else as JSON."""
 
-    event: str
-    data: dict[str, Any]
+    event: str | None = None
+    data: dict[str, Any] | str
     id: str | None = None
 
 
@@ -57,4 +58,5 @@ async def _encoded(events: AsyncGenerator[Event, None]) -> AsyncIterator[bytes]:
 
 
 def _format(event: Event) -> bytes:
-    return format_sse_event(data_str=json.dumps(event.data, ensure_ascii=False), event=event.event, id=event.id)
+    data = event.data if isinstance(event.data, str) else json.dumps(event.data, ensure_ascii=False)
+    return format_sse_event(data_str=data, event=event.event, id=event.id)

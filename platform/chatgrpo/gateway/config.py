@@ -30,6 +30,9 @@ class RouteConfig(BaseModel):
     )
     rate_limit: int | None = Field(None, ge=1, description="Requests a minute of one caller; null: only `limits`.")
     max_body_bytes: int | None = Field(None, ge=1, description="Largest body; null: the platform's max_body_bytes.")
+    successor: str | None = Field(
+        None, pattern="^/", description="Path that answers instead, under its own row; this one is deprecated."
+    )
     audit: str | None = Field(None, description="Name of the act in the audit trail; null: not recorded.")
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
+from urllib.parse import quote
 
 from starlette.routing import compile_path
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from chatgrpo.errors import NotFound, PlatformError
 from chatgrpo.gateway.config import RouteConfig
@@ -17,6 +19,10 @@ from chatgrpo.gateway.refusal import refuse
 class MethodNotAllowed(PlatformError):
     status = 405
     code = "method_not_allowed"
+
+
+# When the paths without a version were given up: 2026-01-01.
+DEPRECATED_AT: Final = b"@1767225600"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +79,9 @@ class RequireRow:
             return
         method = scope["method"] if scope["type"] == "http" else "WEBSOCKET"
         match = self.table.match(method, scope["path"])
+        if match.row is not None and match.row.successor is not None:
+            await self._forward(match.row, scope, receive, send)
+            return
         if match.row is not None:
             scope["route"] = match.row
             await self.app(scope, receive, send)
@@ -82,3 +91,18 @@ class RequireRow:
             await refuse(error, scope, receive, send, headers={"allow": ", ".join(match.allowed)})
             return
         await refuse(NotFound(f"no route {scope['path']}; GET /docs lists them"), scope, receive, send)
+
+    async def _forward(self, row: RouteConfig, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers under the successor's path and row, and says so in the headers (RFC 9745)."""
+        assert row.successor is not None
+        pattern, _, _ = compile_path(row.path)
+        found = pattern.match(scope["path"])
+        path = row.successor.format(**(found.groupdict() if found else {}))
+        headers = [(b"deprecation", DEPRECATED_AT), (b"link", f'<{quote(path)}>; rel="successor-version"'.encode())]
+
+        async def told(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), *headers]
+            await send(message)
+
+        await self(dict(scope) | {"path": path, "raw_path": quote(path).encode()}, receive, told)

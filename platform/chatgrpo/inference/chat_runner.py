@@ -113,7 +113,7 @@ class ChatRunner:
             self._num_active += 1
             self._thread.add(_Add(speaker.engine, request, reply, asyncio.get_running_loop()))
             try:
-                async for delta in self._deltas(speaker, reply, params.stop):
+                async for delta in self._deltas(speaker, reply, params.stop, num_prompt_tokens=len(prompt)):
                     yield delta
             finally:
                 self._num_active -= 1
@@ -131,7 +131,9 @@ class ChatRunner:
         """Ends the thread; replies that are being written end with Unavailable."""
         self._thread.close()
 
-    async def _deltas(self, speaker: Speaker, reply: _Reply, stop: Sequence[str]) -> AsyncGenerator[ChatDelta, None]:
+    async def _deltas(
+        self, speaker: Speaker, reply: _Reply, stop: Sequence[str], *, num_prompt_tokens: int
+    ) -> AsyncGenerator[ChatDelta, None]:
         text = TextStream(speaker.template.decode, stop=stop)
         num_tokens = 0
         while True:
@@ -145,7 +147,13 @@ class ChatRunner:
             elif reason is not None:
                 piece += text.finish()
             if piece or reason is not None:
-                yield ChatDelta(text=piece, num_tokens=num_tokens, finish_reason=reason, model_version=speaker.version)
+                yield ChatDelta(
+                    text=piece,
+                    num_tokens=num_tokens,
+                    finish_reason=reason,
+                    model_version=speaker.version,
+                    num_prompt_tokens=num_prompt_tokens,
+                )
                 num_tokens = 0
             if reason is not None:
                 return

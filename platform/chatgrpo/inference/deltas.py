@@ -24,12 +24,14 @@ _MAX_HELD_TOKENS = 4
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatDelta:
     """One piece of a reply. `num_tokens` counts the sampled tokens behind it, the end-of-turn token included;
-    `finish_reason` is set on the last piece only. `model_version` names the weights that wrote it."""
+    `finish_reason` is set on the last piece only. `model_version` names the weights that wrote it, `num_prompt_tokens`
+    is the length of the prompt they were given."""
 
     text: str
     num_tokens: int
     finish_reason: FinishReason | None
     model_version: str
+    num_prompt_tokens: int
 
 
 class TextStream:

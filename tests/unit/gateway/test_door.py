@@ -11,7 +11,8 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
-from chatgrpo.api.route_table import ROUTES
+from chatgrpo.api.route_table import ALIASES
+from chatgrpo.api.route_table import ROUTES as ALL_ROUTES
 from chatgrpo.api.services import Services
 from chatgrpo.audit import verify
 from chatgrpo.errors import Unavailable
@@ -21,6 +22,8 @@ from chatgrpo.gateway.identity import LOCAL
 from chatgrpo.gateway.roles import PERMISSIONS, Role
 from tests.fake_services import FakeChat, FakeJobs
 from tests.fakes import FakeClock
+
+ROUTES = [row for row in ALL_ROUTES if row not in ALIASES]
 
 
 async def key_for(gateway: Gateway, role: Role, tenant: str = "acme") -> str:
@@ -131,9 +134,10 @@ def test_a_socket_needs_a_key_too(services: Services, app: FastAPI, gateway: Gat
     client = TestClient(app, base_url="http://platform")
     with pytest.raises(WebSocketDisconnect), client.websocket_connect("ws://platform/ws/v2"):
         pass
-    with client.websocket_connect("ws://platform/ws/v2", headers=bearer(key)) as socket:
-        socket.send_json({"type": "ping"})
-        assert socket.receive_json()["type"] == "pong"
+    for path in ("/ws/v2", "/ws"):
+        with client.websocket_connect(f"ws://platform{path}", headers=bearer(key)) as socket:
+            socket.send_json({"type": "ping"})
+            assert socket.receive_json()["type"] == "pong"
 
 
 async def test_acts_are_in_the_trail_also_those_that_failed(

@@ -10,11 +10,13 @@ from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
-from chatgrpo.api.route_table import ROUTES
+from chatgrpo.api.route_table import ALIASES, ROUTES
 from chatgrpo.compat import EnhancedGRPOGateway, RouteConfig
 from chatgrpo.gateway.gateway import Gateway
+from chatgrpo.gateway.identity import LOCAL
 from chatgrpo.gateway.roles import PERMISSIONS, Role
 from chatgrpo.gateway.routes import RouteTable
+from tests.fake_services import FakeJobs
 
 
 def served(app: FastAPI | APIRouter) -> set[tuple[str, str]]:
@@ -35,11 +37,13 @@ def served(app: FastAPI | APIRouter) -> set[tuple[str, str]]:
 
 
 def test_every_route_has_its_row_and_every_row_its_route(app: FastAPI) -> None:
-    rows = {(method, row.path) for row in ROUTES for method in row.methods}
+    rows = {(method, row.path) for row in ROUTES for method in row.methods if row not in ALIASES}
     assert rows == served(app), "say in chatgrpo/api/route_table.py who may call it"
 
 
-@pytest.mark.parametrize("row", ROUTES, ids=lambda row: f"{row.methods[0]} {row.path}")
+@pytest.mark.parametrize(
+    "row", [row for row in ROUTES if row not in ALIASES], ids=lambda row: f"{row.methods[0]} {row.path}"
+)
 def test_what_changes_something_is_audited_and_needs_a_permission(row: RouteConfig) -> None:
     changes = set(row.methods) - {"GET", "WEBSOCKET"}
     assert bool(changes) == bool(row.audit)
@@ -111,3 +115,31 @@ async def test_settings_replace_a_row(gateway: Gateway) -> None:
     match = gateway.table.match("GET", "/metrics")
     assert match.row is not None
     assert not match.row.requires_auth
+
+
+@pytest.mark.parametrize("row", ALIASES, ids=lambda row: row.path)
+def test_an_alias_has_a_successor_with_the_same_method(row: RouteConfig) -> None:
+    assert row.successor is not None
+    for method in row.methods:
+        found = RouteTable(ROUTES).match(method, row.successor).row
+        assert found is not None
+        assert found.path == row.successor
+
+
+async def test_old_paths_answer_as_their_successors_do(
+    client: httpx.AsyncClient, jobs: FakeJobs, gateway: Gateway
+) -> None:
+    jobs.put("a b")
+    old, new = await client.get("/api/status/a%20b"), await client.get("/api/v2/jobs/a%20b")
+    assert old.json() == new.json()
+    assert old.headers["deprecation"] == "@1767225600"
+    assert old.headers["link"] == '</api/v2/jobs/a%20b>; rel="successor-version"'
+    assert "deprecation" not in new.headers
+    said = await client.post("/api/chat", json={"message": "hi", "user_id": "u", "strategy": "default"})
+    assert (said.status_code, said.json()["response"]) == (200, "Hello")
+    gone = await client.delete(f"/api/conversations/{said.json()['conversation_id']}")
+    assert (gone.status_code, gone.headers["deprecation"]) == (204, "@1767225600")
+    assert (await client.get("/health")).json()["status"] == "healthy"
+    await gateway.keyring.create(LOCAL, name="a", role=Role.USER)
+    assert (await client.get("/api/status/a%20b")).status_code == 401
+    assert (await client.get("/health")).status_code == 200

@@ -1,0 +1,285 @@
+"""The part of OpenAI's API that a chat client needs: `/v1/chat/completions` and `/v1/models`. A call is complete in
+itself; conversations that the platform remembers are under /api/v2/chat. What a model here cannot do (tools, audio,
+penalties, log-probabilities) is refused by name, never accepted and dropped."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Path, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, ConfigDict, Field
+from ulid import ULID
+
+from chatgrpo.api.disconnect import while_connected
+from chatgrpo.api.errors import RESPONSES
+from chatgrpo.api.exchanges import Reply
+from chatgrpo.api.identity import Owner
+from chatgrpo.api.models import list_models as list_own_models
+from chatgrpo.api.models import require_model
+from chatgrpo.api.services import Services, ServicesOf
+from chatgrpo.api.sse import Event, event_stream
+from chatgrpo.errors import InvalidRequest, NotFound
+from chatgrpo.gateway.rate_limit import TokenHold, reserve_tokens
+from chatgrpo.inference.deltas import ChatDelta
+from chatgrpo.inference.engine import SamplingParams
+from chatgrpo.messages import Message, Role
+
+router = APIRouter(prefix="/v1", tags=["openai"], responses=RESPONSES)
+
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class TextPart(BaseModel):
+    model_config = _STRICT
+
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(BaseModel):
+    """One message of the conversation so far."""
+
+    model_config = _STRICT
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] = Field(description="Text, or parts of type `text`.")
+    name: str | None = Field(None, max_length=256, description="On a tool message: the tool's name.")
+
+    def message(self) -> Message:
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        role = Role.SYSTEM if self.role == "developer" else Role(self.role)
+        return Message(role=role, content=text, name=self.name)
+
+
+class StreamOptions(BaseModel):
+    model_config = _STRICT
+
+    include_usage: bool = Field(False, description="Send a last chunk with the usage.")
+
+
+class ResponseFormat(BaseModel):
+    model_config = _STRICT
+
+    type: Literal["text"] = Field(description="The only one there is.")
+
+
+class CompletionRequest(BaseModel):
+    """What to continue, and how."""
+
+    model_config = _STRICT
+
+    model: str = Field(min_length=1, max_length=256, description="A name from GET /v1/models.")
+    messages: list[ChatMessage] = Field(min_length=1, max_length=4096)
+    stream: bool = Field(False, description="Answer as server-sent events that end with [DONE].")
+    stream_options: StreamOptions | None = None
+    n: int | None = Field(None, ge=1, le=16, description="How many replies; absent: one.")
+    max_tokens: int | None = Field(None, ge=1, le=32768, description="Longest reply; absent: the default preset's.")
+    max_completion_tokens: int | None = Field(None, ge=1, le=32768, description="The newer name of max_tokens.")
+    temperature: float | None = Field(None, ge=0, le=10, description="0 is greedy; absent: the default preset's.")
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=0, description="Beyond OpenAI's API; 0 is off.")
+    stop: str | list[str] | None = Field(None, description="At most 8 texts that end a reply, left out of it.")
+    seed: int | None = Field(None, ge=0, lt=2**62, description="Makes the sampling repeatable; reply i has seed + i.")
+    user: str | None = Field(None, max_length=256, description="Taken for compatible clients; not stored.")
+    response_format: ResponseFormat | None = None
+    frequency_penalty: Literal[0] | None = Field(None, description="Only 0: there are no penalties.")
+    presence_penalty: Literal[0] | None = Field(None, description="Only 0: there are no penalties.")
+    logprobs: Literal[False] | None = Field(None, description="Only false: they are not served.")
+
+    def stops(self) -> tuple[str, ...]:
+        stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        if len(stops) > 8 or "" in stops:
+            raise InvalidRequest("give at most 8 texts, none of them empty", "stop")
+        return stops
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Call:
+    """A validated request. Reply i is written with params[i]."""
+
+    services: Services
+    model: str
+    messages: tuple[Message, ...]
+    params: tuple[SamplingParams, ...]
+    tokens: TokenHold
+    created: int
+    completion_id: str
+
+    def speak(self, index: int) -> AsyncGenerator[ChatDelta, None]:
+        return self.services.chat.stream(self.model, self.messages, self.params[index])
+
+    def answer(self, kind: str, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+        head = {"id": self.completion_id, "object": kind, "created": self.created, "model": self.model}
+        return {**head, "choices": choices, **more}
+
+
+@router.post(
+    "/chat/completions",
+    response_model=None,
+    responses={200: {"content": {"application/json": {}, "text/event-stream": {}}, "description": "OpenAI's shapes."}},
+)
+async def complete(request: Request, body: CompletionRequest, services: ServicesOf, owner: Owner) -> Response:
+    """Writes the next message. A client that leaves cancels it."""
+    params = _params(body, services)
+    await require_model(services, body.model, owner=owner)
+    call = _Call(
+        services=services,
+        model=body.model,
+        messages=tuple(message.message() for message in body.messages),
+        params=params,
+        tokens=await reserve_tokens(request, sum(p.max_tokens for p in params)),
+        created=int(services.clock.now()),
+        completion_id=f"chatcmpl-{ULID()}",
+    )
+    if not body.stream:
+        return JSONResponse(await while_connected(request, _whole(call)))
+    pieces = _merged(call)
+    # Awaited here, so that what goes wrong before the first piece is answered with its own status.
+    first = await while_connected(request, _first(pieces))
+    with_usage = body.stream_options is not None and body.stream_options.include_usage
+    return event_stream(_chunks(call, first, pieces, with_usage=with_usage))
+
+
+def _params(body: CompletionRequest, services: Services) -> tuple[SamplingParams, ...]:
+    preset = services.config.decoding_presets["default"]
+    params = SamplingParams(
+        max_tokens=body.max_completion_tokens or body.max_tokens or preset.max_tokens,
+        temperature=preset.temperature if body.temperature is None else body.temperature,
+        top_p=body.top_p or preset.top_p,
+        top_k=preset.top_k if body.top_k is None else body.top_k,
+        stop=body.stops(),
+        seed=body.seed,
+    )
+    seeds = [None if body.seed is None else body.seed + i for i in range(body.n or 1)]
+    return tuple(replace(params, seed=seed) for seed in seeds)
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A delta of reply `index`."""
+
+    index: int
+    delta: ChatDelta
+
+
+async def _merged(call: _Call) -> AsyncGenerator[_Piece, None]:
+    """The pieces of all replies as they come. Ending it early cancels those still being written; what was not written
+    is given back."""
+    queue: asyncio.Queue[_Piece | None] = asyncio.Queue(maxsize=16)
+
+    async def write(index: int) -> None:
+        async with aclosing(call.speak(index)) as deltas:
+            async for delta in deltas:
+                await queue.put(_Piece(index, delta))
+
+    async def write_all() -> None:
+        try:
+            await asyncio.gather(*writers)
+        finally:
+            await queue.put(None)
+
+    writers = [asyncio.create_task(write(i)) for i in range(len(call.params))]
+    writing = asyncio.create_task(write_all())
+    num_tokens = 0
+    try:
+        while (piece := await queue.get()) is not None:
+            num_tokens += piece.delta.num_tokens
+            yield piece
+        await writing
+    finally:
+        for task in (*writers, writing):
+            task.cancel()
+        await asyncio.gather(*writers, writing, return_exceptions=True)
+        await call.tokens.settle(num_tokens)
+
+
+async def _first(pieces: AsyncGenerator[_Piece, None]) -> _Piece:
+    return await anext(pieces)
+
+
+async def _whole(call: _Call) -> dict[str, Any]:
+    replies = [Reply() for _ in call.params]
+    num_prompt_tokens = 0
+    async with aclosing(_merged(call)) as pieces:
+        async for piece in pieces:
+            replies[piece.index].add(piece.delta)
+            num_prompt_tokens = piece.delta.num_prompt_tokens
+    choices = [
+        {
+            "index": i,
+            "message": {"role": "assistant", "content": reply.text, "refusal": None},
+            "finish_reason": reply.finish_reason,
+            "logprobs": None,
+        }
+        for i, reply in enumerate(replies)
+    ]
+    usage = _usage(num_prompt_tokens, sum(reply.num_tokens for reply in replies))
+    return call.answer("chat.completion", choices, usage=usage, system_fingerprint=replies[0].model_version)
+
+
+async def _chunks(
+    call: _Call, first: _Piece, pieces: AsyncGenerator[_Piece, None], *, with_usage: bool
+) -> AsyncGenerator[Event, None]:
+    num_tokens = 0
+    async with aclosing(pieces):
+        for i in range(len(call.params)):
+            yield _chunk(call, i, {"role": "assistant", "content": ""}, None)
+        async for piece in _chained(first, pieces):
+            num_tokens += piece.delta.num_tokens
+            if piece.delta.text:
+                yield _chunk(call, piece.index, {"content": piece.delta.text}, None)
+            if piece.delta.finish_reason is not None:
+                yield _chunk(call, piece.index, {}, str(piece.delta.finish_reason))
+    if with_usage:
+        usage = _usage(first.delta.num_prompt_tokens, num_tokens)
+        yield Event(data=call.answer("chat.completion.chunk", [], usage=usage))
+    yield Event(data="[DONE]")
+
+
+async def _chained(first: _Piece, rest: AsyncIterator[_Piece]) -> AsyncIterator[_Piece]:
+    yield first
+    async for piece in rest:
+        yield piece
+
+
+def _chunk(call: _Call, index: int, delta: dict[str, Any], finish_reason: str | None) -> Event:
+    choice = {"index": index, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
+    return Event(data=call.answer("chat.completion.chunk", [choice]))
+
+
+def _usage(num_prompt_tokens: int, num_tokens: int) -> dict[str, int]:
+    return {
+        "prompt_tokens": num_prompt_tokens,
+        "completion_tokens": num_tokens,
+        "total_tokens": num_prompt_tokens + num_tokens,
+    }
+
+
+@router.get("/models")
+async def list_models(services: ServicesOf, owner: Owner) -> dict[str, Any]:
+    """The models that can be chatted with now. `created` is 0 where it is not known."""
+    found = await list_own_models(services, owner)
+    return {"object": "list", "data": [_model(model) for model in found["models"] if model["available"]]}
+
+
+@router.get("/models/{model}")
+async def get_model(
+    model: Annotated[str, Path(max_length=256, description="Its name.")], services: ServicesOf, owner: Owner
+) -> dict[str, Any]:
+    """One of them."""
+    for found in (await list_models(services, owner))["data"]:
+        if found["id"] == model:
+            return dict(found)
+    raise NotFound(f"model {model!r} does not exist; GET /v1/models lists what can be chatted with")
+
+
+def _model(model: dict[str, Any]) -> dict[str, Any]:
+    created_at = model.get("created_at")
+    created = int(datetime.fromisoformat(created_at).timestamp()) if created_at else 0
+    return {"id": model["id"], "object": "model", "created": created, "owned_by": f"chatgrpo:{model['source']}"}
