@@ -12,6 +12,7 @@ when no server answers.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -43,10 +44,13 @@ class ServerEvent:
 
 
 class Client:
-    """`http` replaces the connection, for tests and for own headers; its base URL is then the platform's."""
+    """`key` is an API key; absent: that of the environment variable CHATGRPO_API_KEY, if there is one. `http` replaces
+    the connection, for tests and for own headers; its base URL is then the platform's."""
 
-    def __init__(self, url: str = DEFAULT_URL, *, http: httpx.Client | None = None) -> None:
-        self._http = http or httpx.Client(base_url=url, timeout=_TIMEOUT)
+    def __init__(self, url: str = DEFAULT_URL, *, key: str | None = None, http: httpx.Client | None = None) -> None:
+        key = key or os.environ.get("CHATGRPO_API_KEY")
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._http = http or httpx.Client(base_url=url, timeout=_TIMEOUT, headers=headers)
 
     def __enter__(self) -> Self:
         return self

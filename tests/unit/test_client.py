@@ -179,3 +179,10 @@ def test_event_stream_grammar() -> None:
         ServerEvent("log", {"a": 1}, "3"),
         ServerEvent("message", {"b": 2}, None),
     ]
+
+
+def test_the_key_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHATGRPO_API_KEY", "cgk_environment")
+    for client, key in ((Client(key="cgk_given"), "cgk_given"), (Client(), "cgk_environment")):
+        with client:
+            assert client._http.headers["authorization"] == f"Bearer {key}"

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from fastapi import APIRouter, FastAPI
 from starlette.middleware import Middleware
 
-from chatgrpo.api import alerts, chat, conversations, jobs, keys, models, operations, snapshots, train
+from chatgrpo.api import alerts, chat, conversations, jobs, keys, models, openai, operations, snapshots, train
 from chatgrpo.api.body_limit import BodyLimit
 from chatgrpo.api.dashboard.site import add_dashboard
 from chatgrpo.api.errors import handle_errors
@@ -30,6 +30,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     conversations.router,
     snapshots.router,
     models.router,
+    openai.router,
     keys.router,
     operations.router,
     alerts.router,

@@ -32,7 +32,22 @@ def _act(
     )
 
 
+def _old(path: str, successor: str, *methods: str) -> RouteConfig:
+    return RouteConfig.model_validate({"path": path, "successor": successor, "methods": methods})
+
+
+ALIASES: tuple[RouteConfig, ...] = (
+    _old("/api/train", "/api/v2/train", "POST"),
+    _old("/api/chat", "/api/v2/chat", "POST"),
+    _old("/api/status/{job_id}", _JOB, "GET"),
+    _old("/api/metrics", "/api/v2/metrics", "GET"),
+    _old("/api/conversations/{conversation_id}", _TALK, "GET", "DELETE"),
+    _old("/health", "/api/v2/health", "GET"),
+    _old("/ws", "/ws/v2", "WEBSOCKET"),
+)
+
 ROUTES: tuple[RouteConfig, ...] = (
+    *ALIASES,
     # What a load balancer and a reader of the documentation see without a key.
     *map(_public, ("/api/v2/health", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json")),
     # The dashboard's files hold no data; what they show is asked for with the reader's own key.
@@ -47,6 +62,9 @@ ROUTES: tuple[RouteConfig, ...] = (
         for part in ("events", "checkpoints", "metrics", "trajectories", "logs")
     ),
     _act("/api/v2/chat", Permission.CHAT, "chat.send", timeout=_REPLY_S),
+    _act("/v1/chat/completions", Permission.CHAT, "chat.complete", timeout=_REPLY_S),
+    _read("/v1/models", Permission.MODELS_READ),
+    _read("/v1/models/{model}", Permission.MODELS_READ),
     *(
         _read(path, Permission.CONVERSATIONS_READ)
         for path in (
