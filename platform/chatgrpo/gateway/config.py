@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from ipaddress import IPv4Network, IPv6Network
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 
 from chatgrpo.gateway.roles import Permission, Role
 
@@ -28,12 +28,21 @@ class RouteConfig(BaseModel):
     timeout: float = Field(
         60.0, gt=0, description="Seconds until the answer must have begun; a stream may last longer."
     )
+    cache_ttl: float = Field(
+        0.0, ge=0, le=86400, description="Seconds for which the answer to a GET is told again to its tenant; 0: never."
+    )
     rate_limit: int | None = Field(None, ge=1, description="Requests a minute of one caller; null: only `limits`.")
     max_body_bytes: int | None = Field(None, ge=1, description="Largest body; null: the platform's max_body_bytes.")
     successor: str | None = Field(
         None, pattern="^/", description="Path that answers instead, under its own row; this one is deprecated."
     )
     audit: str | None = Field(None, description="Name of the act in the audit trail; null: not recorded.")
+
+    @model_validator(mode="after")
+    def _caches_only_get(self) -> Self:
+        if self.cache_ttl and set(self.methods) != {"GET"}:
+            raise ValueError(f"cache_ttl: only answers to GET can be told again, and methods are {list(self.methods)}")
+        return self
 
 
 class LimitRule(BaseModel):

@@ -29,6 +29,7 @@ from chatgrpo.gateway.exposure import is_loopback
 from chatgrpo.gateway.hosts import AllowedHosts, hosts_of
 from chatgrpo.gateway.key_format import read_pepper
 from chatgrpo.gateway.rate_limit import RateLimit
+from chatgrpo.gateway.response_cache import CacheStore, ResponseCache
 from chatgrpo.gateway.response_headers import ResponseHeaders
 from chatgrpo.gateway.routes import RequireRow, RouteTable
 from chatgrpo.gateway.shared_store import SharedStore
@@ -65,6 +66,7 @@ class Gateway:
         self.store = SharedStore(lambda: open_store(redis_url or home / STATE_DB), clock=clock)
         registry = self.metrics.registry if self.metrics else None
         self.threats = ThreatWatch(self.config.threats, clock=clock, registry=registry)
+        self.cache = CacheStore(clock, registry=registry)
         self.counters = counters_of(self.config, redis_url, home, clock)
         self.keyring = Keyring(self.store, pepper=pepper_of(self.config, home), clock=clock)
 
@@ -98,6 +100,7 @@ class Gateway:
                 Middleware(Audited, open_trail=self.store.trail),
                 Middleware(Authenticate, keyring=self.keyring, always=always),
                 Middleware(RateLimit, rules=self.config.limits, counters=self.counters),
+                Middleware(ResponseCache, store=self.cache),
             ]
         return [*found, Middleware(Deadline)]
 

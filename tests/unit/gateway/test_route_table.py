@@ -89,7 +89,13 @@ async def test_a_gateway_around_any_application(tmp_path: object) -> None:
     gateway = EnhancedGRPOGateway(enable_metrics=True, home=tmp_path)
     gateway.add_route(
         RouteConfig(
-            path="/train", methods=["post"], timeout=300.0, requires_auth=True, allowed_roles=["admin", "trainer"]
+            path="/train",
+            methods=["post"],
+            timeout=300.0,
+            cache_ttl=0,
+            rate_limit=60,
+            requires_auth=True,
+            allowed_roles=["admin", "trainer"],
         )
     )
     transport = httpx.ASGITransport(gateway.protect(hello))
@@ -103,7 +109,13 @@ async def test_a_gateway_around_any_application(tmp_path: object) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"path": "train"}, {"path": "/x", "methods": ["BREW"]}, {"path": "/x", "allowed_roles": ["root"]}, {"p": 1}],
+    [
+        {"path": "train"},
+        {"path": "/x", "methods": ["BREW"]},
+        {"path": "/x", "allowed_roles": ["root"]},
+        {"p": 1},
+        {"path": "/x", "methods": ["POST"], "cache_ttl": 5},
+    ],
 )
 def test_a_wrong_row_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
