@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import socket
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import redis
@@ -20,9 +22,7 @@ class RedisServer:
         self.folder = folder
         self._settings = settings
         self._process: subprocess.Popen[bytes] | None = None
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = _free_port()
 
     @property
     def url(self) -> str:
@@ -66,6 +66,16 @@ class RedisServer:
         """The file that commands are being appended to."""
         (newest,) = sorted(self.folder.glob("appendonlydir/*.incr.aof"))[-1:]
         return newest
+
+
+def _free_port() -> int:
+    """Below the range that clients' own ends are taken from: a client that keeps calling a dead server on such a port
+    may end up connected to itself."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def server_binary() -> str:

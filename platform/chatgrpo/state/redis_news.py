@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import suppress
 from typing import Final
 
 from redis.asyncio import Redis
@@ -15,6 +14,7 @@ from chatgrpo.errors import Unavailable
 from chatgrpo.state.redis_connection import translated
 from chatgrpo.state.store import Change, Key, OnChange
 
+LISTEN_S: Final = 1.0
 RECONNECT_S: Final = 0.2
 """Pause between attempts to hear the news again; until then cached copies serve only what may be old."""
 
@@ -34,6 +34,7 @@ class RedisWatch:
         self._channel = channel
         self._counter = counter
         self._on_change = on_change
+        self._is_closed = False
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -44,43 +45,44 @@ class RedisWatch:
         return None
 
     async def close(self) -> None:
-        if self._task is not None:
+        # redis-py may swallow a cancellation while it connects: asked once, the task might listen for ever.
+        self._is_closed = True
+        while self._task is not None and not self._task.done():
             self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.wait([self._task], timeout=LISTEN_S)
 
     async def _subscribe(self) -> PubSub:
         pubsub = self._redis.pubsub(ignore_subscribe_messages=True)
         try:
             with translated(self._channel):
                 await pubsub.subscribe(self._channel)
-                # Subscribed first, counted second: nothing falls between.
-                self._on_change(None)
-                self.applied = int(await self._redis.get(self._counter) or 0)
+                newest = int(await self._redis.get(self._counter) or 0)
         except BaseException:
             await pubsub.aclose()  # type: ignore[no-untyped-call]
             raise
+        # Subscribed, then counted, then all dropped: whatever is kept from here on was read after `newest`, and what
+        # is committed after it will be told.
+        self.applied = newest
+        self._on_change(None)
         return pubsub
 
     async def _listen(self, pubsub: PubSub | None) -> None:
-        while True:
-            try:
-                if pubsub is None:
-                    pubsub = await self._subscribe()
-                    logger.info("state news are back seq=%d", self.applied)
-                message = await pubsub.get_message(timeout=1.0)
-                if message is not None:
-                    self._hear(message["data"])
-            except (RedisError, Unavailable) as error:
-                logger.warning("state news lost cause=%s retry_in_s=%.1f", type(error).__name__, RECONNECT_S)
-                if pubsub is not None:
-                    await pubsub.aclose()  # type: ignore[no-untyped-call]
-                pubsub = None
-                await asyncio.sleep(RECONNECT_S)
-            except asyncio.CancelledError:
-                if pubsub is not None:
-                    await pubsub.aclose()  # type: ignore[no-untyped-call]
-                raise
+        try:
+            while not self._is_closed:
+                try:
+                    if pubsub is None:
+                        pubsub = await self._subscribe()
+                        logger.info("state news are back seq=%d", self.applied)
+                    message = await pubsub.get_message(timeout=LISTEN_S)
+                    if message is not None:
+                        self._hear(message["data"])
+                except (RedisError, OSError, Unavailable) as error:
+                    logger.warning("state news lost cause=%s retry_in_s=%.1f", type(error).__name__, RECONNECT_S)
+                    lost, pubsub = pubsub, None
+                    await _close(lost)
+                    await asyncio.sleep(RECONNECT_S)
+        finally:
+            await _close(pubsub)
 
     def _hear(self, data: bytes) -> None:
         number, _, name = data.decode().partition(" ")
@@ -92,3 +94,8 @@ class RedisWatch:
         else:
             return
         self.applied = seq
+
+
+async def _close(pubsub: PubSub | None) -> None:
+    if pubsub is not None:
+        await pubsub.aclose()  # type: ignore[no-untyped-call]
