@@ -56,7 +56,8 @@ def run(config: TrainConfig, *, run_id: str, platform: PlatformConfig, attempt: 
         scaling_config=ScalingConfig(
             num_workers=config.num_workers, use_gpu=bool(gpus), resources_per_worker=resources
         ),
-        run_config=RunConfig(name="ray_train", storage_path=str(folder.path)),
+        # Ray refuses checkpoints that lie outside its own folder: the run's folder of checkpoints is that folder.
+        run_config=RunConfig(name=folder.checkpoints.name, storage_path=str(folder.checkpoints.parent)),
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
     )
     result = trainer.fit()
