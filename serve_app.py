@@ -39,6 +39,7 @@ from chatgrpo.clock import SystemClock
 from chatgrpo.config import PlatformConfig, load_platform_config, load_yaml
 from chatgrpo.gateway.exposure import refuse_open_door
 from chatgrpo.jobs.config import JobsConfig
+from chatgrpo.monitoring.process import observe_process
 from chatgrpo.monitoring.requests import RequestTotals
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ class Api:
     """The HTTP API in a replica."""
 
     def __init__(self, platform: PlatformConfig, chat: DeploymentHandle[Any]) -> None:
-        logging.basicConfig(level=platform.log_level.upper())
+        observe_process(platform, "api")
         self._services = services_of(platform, chat)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -83,7 +84,7 @@ class Live:
     """The live socket in a replica. Talks to the deployments of the application named `api_app`."""
 
     def __init__(self, platform: PlatformConfig, api_app: str) -> None:
-        logging.basicConfig(level=platform.log_level.upper())
+        observe_process(platform, "live")
         self._api = serve.get_deployment_handle("Api", api_app)
         self._services = services_of(platform, serve.get_deployment_handle("ChatModel", api_app))
 

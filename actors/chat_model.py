@@ -19,6 +19,8 @@ from chatgrpo.inference.chat_runner import ChatRunner, Speaker
 from chatgrpo.inference.deltas import ChatDelta
 from chatgrpo.inference.engine import SamplingParams
 from chatgrpo.messages import Message
+from chatgrpo.monitoring.process import observe_process
+from chatgrpo.monitoring.tracing import carrier, stream_span
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +55,7 @@ class ChatModel:
     async def __init__(self, platform: PlatformConfig) -> None:  # type: ignore[misc]  # Serve awaits it
         import torch
 
-        logging.basicConfig(level=platform.log_level.upper())
+        observe_process(platform, "model")
         torch.set_num_threads(platform.chat_threads)
         # A default model that cannot be had fails the deployment; loading it must not hold up the API.
         models.check_available(platform.default_model, runs_dir=platform.runs_dir)
@@ -61,10 +63,11 @@ class ChatModel:
         self._preload = asyncio.get_running_loop().create_task(self._runner.preload(platform.default_model))
 
     async def stream(
-        self, model: str, messages: Sequence[Message], params: SamplingParams
+        self, model: str, messages: Sequence[Message], params: SamplingParams, trace: dict[str, str] | None = None
     ) -> AsyncGenerator[ChatDelta, None]:
-        async for delta in self._runner.stream(model, messages, params):
-            yield delta
+        with stream_span("model.generate", component="model", parent=trace):
+            async for delta in self._runner.stream(model, messages, params):
+                yield delta
 
     async def status(self) -> dict[str, Any]:
         return self._runner.status()
@@ -84,7 +87,7 @@ class ChatClient:
     async def stream(
         self, model: str, messages: Sequence[Message], params: SamplingParams
     ) -> AsyncGenerator[ChatDelta, None]:
-        call = self._handle.options(stream=True).stream.remote(model, tuple(messages), params)
+        call = self._handle.options(stream=True).stream.remote(model, tuple(messages), params, carrier())
         deltas = cast("DeploymentResponseGenerator[ChatDelta]", call)
         try:
             async for delta in deltas:

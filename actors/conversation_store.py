@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 import ray
@@ -22,6 +23,8 @@ from actors.names import CONVERSATION_SHARD, NAMESPACE
 from chatgrpo.config import PlatformConfig
 from chatgrpo.errors import PlatformError, Unavailable
 from chatgrpo.messages import Message
+from chatgrpo.monitoring.process import observe_process
+from chatgrpo.monitoring.tracing import carrier, trace_operation
 from chatgrpo.state.conversation import Appended, Conversation, Page, Window
 from chatgrpo.state.conversations import Conversations
 from chatgrpo.state.export import Include, export_lines
@@ -59,13 +62,20 @@ class ConversationShard:
     """`Conversations` in an actor, plus the sweep of idle ones."""
 
     async def __init__(self, platform: PlatformConfig) -> None:  # type: ignore[misc]  # Ray awaits it on the actor's loop
+        observe_process(platform, "store")
         self._conversations: Conversations = await open_platform_conversations(platform)
         self._sweeper = asyncio.get_running_loop().create_task(self._sweep_forever())
 
-    async def ask(self, method: str, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    async def ask(
+        self, method: str, args: tuple[Any, ...], options: dict[str, Any], trace: dict[str, str] | None = None
+    ) -> Any:
         if method not in ASKABLE:
             raise AttributeError(f"a conversation shard has no method {method}")
-        return await getattr(self._conversations, method)(*args, **options)
+        call = partial(getattr(self._conversations, method), *args, **options)
+        if not trace:  # a probe, or nobody traces
+            return await call()
+        with trace_operation(f"conversation.{method}", component="store", parent=trace):
+            return await call()
 
     async def pid(self) -> int:
         """The actor's process, for tests that kill it."""
@@ -218,7 +228,7 @@ class ConversationClient:
     async def _call(self, route: str, method: str, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         name = self._choose(route)
         try:
-            return await self._handles[name].ask.remote(method, args, options)
+            return await self._handles[name].ask.remote(method, args, options, carrier())
         except RayTaskError as error:
             if isinstance(error.cause, PlatformError):
                 raise error.cause from None

@@ -27,6 +27,7 @@ from chatgrpo.jobs.config import JobsConfig
 from chatgrpo.jobs.job import JobState
 from chatgrpo.jobs.scheduler import Scheduler
 from chatgrpo.jobs.store import JobStore
+from chatgrpo.monitoring.process import observe_process
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ class JobScheduler:
         self, platform: PlatformConfig, config: JobsConfig, code: Path | None = None
     ) -> None:
         home = platform.runs_dir.parent
-        logging.basicConfig(level=platform.log_level.upper())
+        observe_process(platform, "jobs")
         launcher = JobLauncher(
             # As the cluster recorded it: where another Ray holds the usual port, a worker guesses that one's.
             address=f"http://{get_webui_url_from_internal_kv()}",  # type: ignore[no-untyped-call]

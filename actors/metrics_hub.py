@@ -18,6 +18,7 @@ from chatgrpo.monitoring.alert_config import load_alerts
 from chatgrpo.monitoring.history import Row
 from chatgrpo.monitoring.monitor import Monitor
 from chatgrpo.monitoring.notify import Notifier
+from chatgrpo.monitoring.process import observe_process
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ class MetricsHub:
     again after their time."""
 
     async def __init__(self, platform: PlatformConfig) -> None:  # type: ignore[misc]  # Ray awaits it
-        logging.basicConfig(level=platform.log_level.upper())
+        observe_process(platform, "hub")
         config, clock = load_alerts(platform.alerts_config), SystemClock()
         notify = Notifier(config.handlers, clock=clock)
         self._monitor = Monitor(config, clock=clock, notify=notify, tick_on_report=False)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from chatgrpo import monitoring
 from chatgrpo.gateway.config import RouteConfig
 from chatgrpo.gateway.gateway import Gateway as EnhancedGRPOGateway
 from chatgrpo.jobs.orchestrator import ResourceRequirement, ResourceType, TrainingConfig, TrainingOrchestrator
+from chatgrpo.monitoring import monitor_async_function
 from chatgrpo.state.service import managed_state_context
 
 __all__ = [
@@ -15,4 +17,6 @@ __all__ = [
     "TrainingConfig",
     "TrainingOrchestrator",
     "managed_state_context",
+    "monitor_async_function",
+    "monitoring",
 ]

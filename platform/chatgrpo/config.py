@@ -85,6 +85,11 @@ class PlatformConfig(BaseSettings):
     gateway: GatewayConfig = Field(default_factory=GatewayConfig, description="Keys, hosts, routes and their limits.")
     state: StateConfig = Field(default_factory=StateConfig, description="Conversations: guarantees, cache, limits.")
     alerts_config: Path | None = Field(None, description="YAML file with alert rules; empty: those that are shipped.")
+    otlp_endpoint: str | None = Field(
+        None, pattern=r"^https?://\S+$", description="Collector for traces, e.g. http://127.0.0.1:4318; empty: none."
+    )
+    trace_sample_ratio: float = Field(1.0, ge=0, le=1, description="Share of new traces that are kept.")
+    log_style: Literal["text", "json"] = Field("text", description="Log lines as key=value text or as JSON.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level logged.")
 
     @field_validator("decoding_presets")

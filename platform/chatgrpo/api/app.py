@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, MutableMapping
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version
+from typing import Any
 
 from fastapi import APIRouter, FastAPI
+from fastapi.telemetry import TelemetryConfig
 from starlette.middleware import Middleware
 
 from chatgrpo.api import alerts, chat, conversations, jobs, keys, models, openai, operations, snapshots, train
@@ -35,6 +37,24 @@ ROUTERS: tuple[APIRouter, ...] = (
     operations.router,
     alerts.router,
 )
+
+
+def _is_not_traced(scope: MutableMapping[str, Any]) -> bool:
+    """Scrapes, probes and the dashboard's files would bury what people ask."""
+    path = str(scope["path"])
+    return path in {"/", "/metrics", "/api/v2/health"} or path.startswith("/dashboard/")
+
+
+# FastAPI's own: a span for every request, whose parent is the caller's `traceparent`. Its metrics would be ours twice,
+# and its logs would quote what was sent.
+TELEMETRY: TelemetryConfig = {
+    "tracing": True,
+    "metrics": False,
+    "logs": False,
+    "operation_spans": False,
+    "auto_configure": False,
+    "exclude": _is_not_traced,
+}
 
 
 def gateway_of(services: Services) -> Gateway:
@@ -67,6 +87,7 @@ def create_app(services: Services) -> FastAPI:
         summary="Conversational agents that get better by reinforcement learning.",
         middleware=[*gateway.middleware(), Middleware(BodyLimit, max_bytes=services.config.max_body_bytes)],
         lifespan=closing,
+        telemetry=TELEMETRY,
     )
     app.state.services = services
     app.state.metrics = metrics

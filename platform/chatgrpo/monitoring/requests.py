@@ -9,6 +9,7 @@ from typing import Any
 
 from chatgrpo.monitoring.catalog import HTTP_CONNECTIONS, HTTP_REQUESTS, HTTP_SECONDS
 from chatgrpo.monitoring.meters import Meters
+from chatgrpo.monitoring.tracing import trace_id
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -49,7 +50,7 @@ class RequestMetrics:
 
     def answered(self, *, method: str, route: str, status: int, seconds: float) -> None:
         self._requests.inc(method=method, route=route, status=f"{status // 100}xx")
-        self._seconds.observe(seconds, route=route)
+        self._seconds.observe(seconds, trace_id=trace_id(), route=route)
         self._num_finished += 1
         self._num_errors += status >= 500
         self._sum_s += seconds

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -74,3 +76,11 @@ def test_a_wrong_file_is_refused_by_name(tmp_path: Path, text: str, said: str) -
     with pytest.raises(InvalidRequest, match=said) as refused:
         load_alerts(path)
     assert "alerts.yaml" in refused.value.message
+
+
+def test_the_grafana_dashboard_speaks_of_declared_metrics() -> None:
+    board = json.loads((ROOT / "configs/grafana/chatgrpo.json").read_text())
+    used = set(re.findall(r"chatgrpo_[a-z0-9_]+", json.dumps([panel["targets"] for panel in board["panels"]])))
+    known = {metric.sample_name for metric in CATALOG.values()}
+    assert {name.removesuffix("_bucket") for name in used} <= known
+    assert len(used) > 15

@@ -1,0 +1,184 @@
+"""Spans, their parents over process boundaries, and a real receiver."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from opentelemetry import trace
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from chatgrpo.api.app import TELEMETRY
+from chatgrpo.compat import monitor_async_function, monitoring
+from chatgrpo.monitoring import tracing
+from chatgrpo.monitoring.requests import MeasureRequests, RequestMetrics
+from chatgrpo.monitoring.tracing import carrier, make_provider, stream_span, trace_operation
+
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+@pytest.fixture
+def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
+    """Everything that this test's code traces."""
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(tracing, "tracer", lambda: provider.get_tracer("test"))
+    yield exporter
+    provider.shutdown()
+
+
+def named(spans: InMemorySpanExporter) -> dict[str, ReadableSpan]:
+    return {span.name: span for span in spans.get_finished_spans()}
+
+
+def parent_of(span: ReadableSpan) -> int | None:
+    return span.parent.span_id if span.parent else None
+
+
+async def test_operations_nest_and_travel(spans: InMemorySpanExporter) -> None:
+    async with trace_operation("request", component="api"):
+        sent = carrier()
+    with trace_operation("store", component="store", parent=sent) as span:
+        span.set_attribute("rows", 3)
+    found = named(spans)
+    assert parent_of(found["store"]) == found["request"].context.span_id
+    assert found["store"].context.trace_id == found["request"].context.trace_id
+    assert dict(found["store"].attributes or {}) == {"component": "store", "rows": 3}
+
+
+async def test_a_failed_operation_is_marked_without_its_words(spans: InMemorySpanExporter) -> None:
+    with pytest.raises(ValueError, match="what a person wrote"):
+        async with trace_operation("request"):
+            raise ValueError("what a person wrote")
+    span = named(spans)["request"]
+    assert not span.status.is_ok
+    assert "person" not in span.to_json()
+
+
+async def test_a_stream_that_another_task_closes_ends_its_span(spans: InMemorySpanExporter) -> None:
+    async def words() -> AsyncIterator[str]:
+        with stream_span("generate", component="model", parent={"traceparent": PARENT}) as onward:
+            assert onward["traceparent"].startswith("00-0af7651916cd43dd8448eb211c80319c-")
+            yield "a"
+            yield "b"
+
+    stream = words()
+    assert await anext(stream) == "a"
+    await asyncio.create_task(stream.aclose())  # type: ignore[attr-defined]
+    span = named(spans)["generate"]
+    assert (span.status.is_ok, parent_of(span)) == (True, 0xB7AD6B7169203331)
+
+
+async def test_a_function_is_timed_by_outcome(spans: InMemorySpanExporter) -> None:
+    @monitor_async_function("halve")
+    async def halve(x: int) -> float:
+        """Half of it."""
+        return 1 / x
+
+    assert (await halve(2), halve.__doc__) == (0.5, "Half of it.")
+    with pytest.raises(ZeroDivisionError):
+        await halve(0)
+    shown = monitoring.get_metrics_dashboard()["chatgrpo_custom_operation_seconds_count"]
+    assert sorted((s["labels"]["outcome"], s["value"]) for s in shown if s["labels"]["name"] == "halve") == [  # type: ignore[index]
+        ("ZeroDivisionError", 1.0),
+        ("ok", 1.0),
+    ]
+    assert len(spans.get_finished_spans()) == 2
+
+
+@pytest.fixture
+def receiver() -> Iterator[tuple[str, list[Any]]]:
+    """A real OTLP/HTTP receiver: (address, spans received)."""
+    received: list[Any] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            if self.headers.get("content-encoding") == "gzip":
+                import gzip
+
+                body = gzip.decompress(body)
+            message = ExportTraceServiceRequest.FromString(body)
+            received.extend((r.resource, s) for r in message.resource_spans for g in r.scope_spans for s in g.spans)
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None: ...
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", received
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+async def test_one_connected_trace_reaches_a_receiver(
+    receiver: tuple[str, list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, received = receiver
+    provider = make_provider("api", otlp_endpoint=address)
+    monkeypatch.setattr(tracing, "tracer", lambda: provider.get_tracer("test"))
+    metrics = RequestMetrics()
+    app = FastAPI(telemetry={**TELEMETRY, "tracer_provider": provider})
+    app.add_middleware(MeasureRequests, metrics=metrics)
+
+    @app.get("/api/v2/chat/{name}")
+    async def chat(name: str) -> str:
+        sent = carrier()
+        with trace_operation("conversation.get", component="store", parent=sent):
+            pass
+        with stream_span("model.generate", component="model", parent=sent):
+            pass
+        return name
+
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://platform") as client:
+        await client.get("/api/v2/chat/x", headers={"traceparent": PARENT})
+        await client.get("/metrics")
+    provider.shutdown()
+    by_name = {span.name: span for _, span in received}
+    request = by_name.pop("GET /api/v2/chat/{name}")
+    assert request.trace_id.hex() == PARENT.split("-")[1]
+    assert request.parent_span_id.hex() == PARENT.split("-")[2]
+    assert {name: span.parent_span_id for name, span in by_name.items()} == {
+        "conversation.get": request.span_id,
+        "model.generate": request.span_id,
+    }
+    service = {a.key: a.value.string_value for a in received[0][0].attributes}["service.name"]
+    assert service == "chatgrpo-api"
+    exemplars = [
+        sample.exemplar.labels
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if sample.exemplar and sample.labels["route"] == "/api/v2/chat/{name}"
+    ]
+    assert exemplars == [{"trace_id": PARENT.split("-")[1]}]
+
+
+def test_without_a_collector_nothing_is_set_up() -> None:
+    tracing.configure_tracing("api", otlp_endpoint=None)
+    assert not isinstance(trace.get_tracer_provider(), TracerProvider)
+    with trace_operation("request"):
+        assert (carrier(), tracing.trace_id()) == ({}, None)
+
+
+async def test_aclosing_a_finished_stream_is_fine(spans: InMemorySpanExporter) -> None:
+    async def words() -> Any:
+        with stream_span("generate", component="model"):
+            yield "a"
+
+    async with aclosing(words()) as stream:
+        assert [word async for word in stream] == ["a"]
+    assert named(spans)["generate"].status.is_ok
