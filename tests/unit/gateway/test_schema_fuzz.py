@@ -28,7 +28,6 @@ from chatgrpo.state.tiered import TieredStore
 from tests.fake_services import FakeChat, FakeJobs
 from tests.fakes import FakeClock
 
-
 # Otherwise the sender of so many broken requests is turned away before it has begun.
 PATIENT = ThreatConfig(threshold=1e9)
 
