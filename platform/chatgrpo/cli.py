@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import shutil
+import time
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -23,6 +24,7 @@ from chatgrpo.jobs.seed_request import SeedTrainRequest, is_seed_request
 from chatgrpo.overrides import apply_overrides
 from chatgrpo.progress import JobProgress
 from chatgrpo.reference import fields_of
+from chatgrpo.top import look, screen
 from chatgrpo.training.config import TrainConfig
 
 
@@ -264,6 +266,23 @@ def models(ctx: typer.Context) -> None:
 def status(ctx: typer.Context) -> None:
     """Show what the platform consists of and how it is."""
     console.print_json(data=_client(ctx).status())
+
+
+@app.command()
+def top(
+    ctx: typer.Context,
+    once: Annotated[bool, typer.Option(help="Show one look and end.")] = False,
+    every_s: Annotated[float, typer.Option("--every", min=0.2, help="Seconds between two looks.")] = 2.0,
+) -> None:
+    """Alerts, machine, requests and jobs on one screen, until Ctrl-C."""
+    client = _client(ctx)
+    if once:
+        console.print(screen(look(client)))
+        return
+    with Live(screen(look(client)), console=console, screen=True, auto_refresh=False) as shown:
+        while True:
+            time.sleep(every_s)
+            shown.update(screen(look(client)), refresh=True)
 
 
 @app.command()

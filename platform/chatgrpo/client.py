@@ -171,6 +171,10 @@ class Client:
     def metrics(self) -> Json:
         return self._ask("GET", "/api/v2/metrics")
 
+    def alerts(self) -> list[Json]:
+        """What fires, the gravest first, then what may soon."""
+        return list(self._ask("GET", "/api/v2/alerts")["alerts"])
+
     def status(self) -> Json:
         return self._ask("GET", "/api/v2/system/status")
 
