@@ -92,7 +92,8 @@ class Gateway:
         found += [Middleware(ResponseHeaders), Middleware(ClientAddress, trusted=self.config.trusted_proxies)]
         if self._enable_security:
             allowed = hosts_of(self.config.allowed_hosts, self._host)
-            found += [Middleware(TurnAway, watch=self.threats), Middleware(AllowedHosts, allowed=allowed)]
+            named = frozenset(name.lower() for name in self.config.allowed_hosts)
+            found += [Middleware(TurnAway, watch=self.threats), Middleware(AllowedHosts, allowed=allowed, named=named)]
         found += [Middleware(RequireRow, table=self.table)]
         if self._enable_security:
             always = self.config.require_keys or not is_loopback(self._host)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Sequence
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -37,19 +38,43 @@ def is_allowed(host: str, allowed: frozenset[str]) -> bool:
         return False
 
 
-class AllowedHosts:
-    """ASGI middleware."""
+def is_foreign(origin: str | None, host: str, named: frozenset[str]) -> bool:
+    """Whether a browser sends this for a page of somebody else. Programs send no Origin. `named` are the names that the
+    settings allow: behind a proxy that rewrites Host, the pages come under one of them."""
+    if origin is None:
+        return False
+    netloc = urlsplit(origin).netloc.lower()
+    return netloc != host.lower() and _without_port(netloc) not in named
 
-    def __init__(self, app: ASGIApp, *, allowed: frozenset[str]) -> None:
+
+class ForeignPage(PlatformError):
+    status = 403
+    code = "foreign_page"
+
+
+class AllowedHosts:
+    """ASGI middleware. Any page may make a browser send a form to this machine: what is not a GET must come from a page
+    of the platform's own, or from a program."""
+
+    def __init__(self, app: ASGIApp, *, allowed: frozenset[str], named: frozenset[str] = frozenset()) -> None:
         self.app = app
         self.allowed = allowed
+        self.named = named
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or is_allowed(Headers(scope=scope).get("host", ""), self.allowed):
+        if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
-        message = "the platform is not known by this Host; add it to gateway.allowed_hosts"
-        await refuse(Misdirected(message), scope, receive, send)
+        headers = Headers(scope=scope)
+        host = headers.get("host", "")
+        if not is_allowed(host, self.allowed):
+            message = "the platform is not known by this Host; add it to gateway.allowed_hosts"
+            await refuse(Misdirected(message), scope, receive, send)
+        elif scope.get("method", "GET") not in {"GET", "HEAD"} and is_foreign(headers.get("origin"), host, self.named):
+            message = "a page of another origin must not change anything here; add its host to gateway.allowed_hosts"
+            await refuse(ForeignPage(message), scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
 
 
 def _without_port(host: str) -> str:

@@ -7,7 +7,7 @@ from ipaddress import ip_network
 import pytest
 
 from chatgrpo.gateway.client_address import client_address
-from chatgrpo.gateway.hosts import hosts_of, is_allowed
+from chatgrpo.gateway.hosts import hosts_of, is_allowed, is_foreign
 
 PROXIES = [ip_network("10.0.0.0/8"), ip_network("fd00::/8")]
 
@@ -49,3 +49,18 @@ def test_hosts() -> None:
     assert is_allowed("anything", hosts_of((), "0.0.0.0"))
     named = hosts_of(("Platform.example",), "0.0.0.0")
     assert [is_allowed(host, named) for host in ("platform.example:443", "127.0.0.1")] == [True, False]
+
+
+def test_pages_of_others() -> None:
+    named = frozenset({"platform.example"})
+    for origin, foreign in {
+        None: False,
+        "http://127.0.0.1:8002": False,
+        "https://platform.example": False,
+        "http://127.0.0.1:3000": True,
+        "https://evil.example": True,
+        "https://platform.example.evil.example": True,
+        "null": True,
+        "": True,
+    }.items():
+        assert is_foreign(origin, "127.0.0.1:8002", named) is foreign, origin

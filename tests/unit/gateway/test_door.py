@@ -180,6 +180,15 @@ async def test_a_name_that_was_pointed_here_is_turned_away(client: httpx.AsyncCl
         assert (await client.get("/api/v2/models", headers={"host": host})).status_code == status, host
 
 
+async def test_a_foreign_page_changes_nothing(client: httpx.AsyncClient, jobs: FakeJobs) -> None:
+    jobs.put("mine")
+    path = "/api/v2/jobs/mine/cancel"
+    refused = await client.post(path, headers={"origin": "https://evil.example"})
+    assert (refused.status_code, refused.json()["error"]["code"], jobs.calls) == (403, "foreign_page", [])
+    assert (await client.post(path, headers={"origin": "http://platform"})).status_code == 200
+    assert (await client.post(path)).status_code == 200
+
+
 async def test_every_answer_carries_the_careful_headers(client: httpx.AsyncClient) -> None:
     for path in ("/api/v2/models", "/nowhere", "/docs"):
         headers = (await client.get(path)).headers
