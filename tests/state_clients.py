@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -31,10 +32,13 @@ async def run_client(
     note: Note,
     names: Sequence[str] = NAMES,
 ) -> None:
-    """Appends and reads in turn, each time through some replica, with one session token as a browser would."""
+    """Appends and reads until `num_ops` were answered, each through some replica, with one token as a browser would."""
     rng = random.Random(seed)
     token = SessionToken()
-    for number in range(num_ops):
+    num_answered = 0
+    for number in itertools.count():
+        if num_answered == num_ops:
+            return
         conversations = rng.choice(replicas)
         kind = rng.choice(("append", "read"))
         op = Op(
@@ -65,6 +69,7 @@ async def run_client(
             await asyncio.sleep(0.01)
             continue
         note(answered)
+        num_answered += 1
         await asyncio.sleep(rng.choice((0, 0, 0.001)))
 
 

@@ -13,6 +13,8 @@ from chatgrpo.state.opening import open_conversations
 from tests.histories import Op
 from tests.state_clients import run_client
 
+GIVE_UP_S = 100.0
+
 
 async def main(address: str, level: str, first: int, num_ops: int, log: str) -> None:
     conversations = await open_conversations(address, is_audited=False)
@@ -21,12 +23,16 @@ async def main(address: str, level: str, first: int, num_ops: int, log: str) -> 
     def note(op: Op) -> None:
         os.write(file, json.dumps(asdict(op)).encode() + b"\n")
 
-    await asyncio.gather(
-        *(
-            run_client(f"c{client}", [conversations], level=Consistency(level), num_ops=num_ops, seed=client, note=note)
-            for client in (first, first + 1)
+    # Whoever started this process may be gone, and the store with it.
+    async with asyncio.timeout(GIVE_UP_S):
+        await asyncio.gather(
+            *(
+                run_client(
+                    f"c{client}", [conversations], level=Consistency(level), num_ops=num_ops, seed=client, note=note
+                )
+                for client in (first, first + 1)
+            )
         )
-    )
     await conversations.close()
 
 
