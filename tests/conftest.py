@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from chatgrpo.inference.loading import LoadedModel
+
+# How long an example takes says more about the machine than about the code; a clean clone draws the same examples always.
+settings.register_profile("chatgrpo", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("chatgrpo")
 
 
 @pytest.fixture(scope="session")
