@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from chatgrpo.client import Client
@@ -60,7 +60,10 @@ def _alerts(seen: Seen) -> list[Text]:
 
 def _jobs(jobs: list[dict[str, Any]]) -> Table:
     """Those that go on first, then the newest that have ended."""
-    table = Table("job", "name", "state", "held-out", "KL", "length", "", box=None, pad_edge=False, header_style="dim")
+    # One line a job, however narrow the terminal; an id is of use only as a whole.
+    widths = {"job": 26, "name": None, "state": 9, "held-out": 8, "KL": 6, "length": 6, "": None}
+    columns = (Column(name, no_wrap=True, min_width=width) for name, width in widths.items())
+    table = Table(*columns, box=None, pad_edge=False, header_style="dim")
     for job in sorted(jobs, key=lambda job: job["status"] in _ENDED):
         figures = job["metrics"]
         numbers = (_number(figures.get(name)) for name in ("eval_reward", "kl", "completion_length"))
