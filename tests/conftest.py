@@ -12,7 +12,7 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from chatgrpo.inference.loading import LoadedModel
 
-# How long an example takes says more about the machine than about the code; a clean clone draws the same examples always.
+# How long an example takes says more about the machine than about the code. CI draws the same examples every time.
 settings.register_profile("chatgrpo", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("chatgrpo")
 
