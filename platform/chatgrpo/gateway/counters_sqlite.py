@@ -13,6 +13,7 @@ from chatgrpo.clock import Clock
 from chatgrpo.errors import Unavailable
 from chatgrpo.gateway.counters import LEASE_S
 from chatgrpo.gateway.limits import SLOTS, Meter, Reading, Verdict, decide, read_slots, slot_of
+from chatgrpo.state.wal import enter_wal
 
 T = TypeVar("T")
 
@@ -74,7 +75,7 @@ class SqliteCounters:
 def _open(path: Path) -> sqlite3.Connection:
     path.parent.mkdir(parents=True, exist_ok=True)
     db = sqlite3.connect(path, timeout=2.0, isolation_level=None, check_same_thread=False)
-    db.execute("PRAGMA journal_mode = WAL")
+    enter_wal(db)
     db.execute("PRAGMA synchronous = OFF")
     db.execute(
         "CREATE TABLE IF NOT EXISTS slots (key TEXT, slot INTEGER, n INTEGER, ends REAL, PRIMARY KEY (key, slot)) "

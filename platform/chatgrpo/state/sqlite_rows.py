@@ -11,6 +11,7 @@ from typing import Final
 from chatgrpo.errors import Unavailable
 from chatgrpo.state.memory import conflict
 from chatgrpo.state.store import CorruptState, Head, Key, Log, Record, Write
+from chatgrpo.state.wal import enter_wal
 
 SCHEMA_VERSION: Final = 1
 MAX_NEWS: Final = 1000
@@ -106,7 +107,7 @@ def scope(tenant: str, space: str, owner: str | None) -> tuple[str, tuple[str, .
 def prepare(connection: sqlite3.Connection, path: Path) -> None:
     """Creates the tables once, whichever process comes first."""
     with translated(path):
-        connection.execute("PRAGMA journal_mode = WAL")
+        enter_wal(connection)
         connection.execute("BEGIN IMMEDIATE")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version == 0:
