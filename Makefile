@@ -37,7 +37,13 @@ serve: setup
 	$(BIN)/chatgrpo serve
 
 test: setup
+ifdef ARGS
 	$(BIN)/pytest $(ARGS)
+else
+	$(BIN)/pytest tests/unit tests/ray
+	# A process of its own: here the platform starts its own Ray cluster, there the tests hold one.
+	$(BIN)/pytest tests/e2e tests/browser
+endif
 
 check: setup
 	$(BIN)/ruff check .
@@ -50,7 +56,7 @@ bench: setup
 
 # torch is pinned without a local version, so that any build of it (CPU or CUDA) satisfies the lock.
 lock: $(UV)
-	echo 'torch==2.13.0' | $(UV) pip compile pyproject.toml - --extra dev --python-version 3.11 --no-emit-index-url \
+	echo 'torch==2.13.0' | $(UV) pip compile pyproject.toml - --extra dev --extra gpu --python-version 3.11 --no-emit-index-url \
 	  --no-emit-find-links --no-annotate --no-header --quiet --upgrade -o requirements.lock
 	sed -i 's/^torch==2.13.0+cpu/torch==2.13.0/' requirements.lock
 

@@ -46,7 +46,7 @@ def running_platform(
             stdout=output,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            env=os.environ | _settings(platform),
+            env=_environment(platform),
             start_new_session=True,
         )
         client = Client(f"http://{platform.host}:{platform.port}")
@@ -76,8 +76,10 @@ def is_port_free(host: str, port: int) -> bool:
         return True
 
 
-def _settings(platform: PlatformConfig) -> dict[str, str]:
-    return {
+def _environment(platform: PlatformConfig) -> dict[str, str]:
+    """Ours, less what lets this process into another Ray cluster: the child makes one with a token of its own."""
+    inherited = {k: v for k, v in os.environ.items() if k not in {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"}}
+    return inherited | {
         "CHATGRPO_HOME": str(platform.home.expanduser().resolve()),
         "CHATGRPO_HOST": platform.host,
         "CHATGRPO_PORT": str(platform.port),

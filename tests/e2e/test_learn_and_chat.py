@@ -44,8 +44,9 @@ TOY: dict[str, Any] = {
 def test_a_tool_is_learnt_over_http_and_then_chatted_with(tmp_path: Path, models_dir: Path) -> None:
     (tmp_path / "models").symlink_to(models_dir)
     platform = PlatformConfig(home=tmp_path, port=free_port(), default_model="tiny")
+    others = set(psutil.Process().children(recursive=True))
     with running_platform(platform, tmp_path / "serve.log") as client:
-        family = psutil.Process().children(recursive=True)
+        family = set(psutil.Process().children(recursive=True)) - others
         job_id = _learn(client)
         _chat(client, job_id)
         _look_around(client, job_id)

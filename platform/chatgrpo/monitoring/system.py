@@ -31,9 +31,11 @@ def read_system(disk_path: Path) -> dict[str, Any]:
 
 
 def read_gpus() -> list[dict[str, Any]]:
-    """One entry a GPU, in the driver's order; empty where there is no NVIDIA driver."""
-    import pynvml
-
+    """One entry a GPU, in the driver's order; empty where there is no NVIDIA driver or its library (extra `gpu`)."""
+    try:
+        import pynvml
+    except ImportError:
+        return []
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
