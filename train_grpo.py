@@ -164,7 +164,8 @@ def main(arguments: list[str] | None = None) -> int:
             folder.path.mkdir(parents=True, exist_ok=True)
             folder.config.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
             folder.result.unlink(missing_ok=True)
-        ray.init(ignore_reinit_error=True, runtime_env={"env_vars": _worker_env()})
+        address = os.environ.get("CHATGRPO_RAY_ADDRESS")
+        ray.init(address, ignore_reinit_error=True, runtime_env={"env_vars": _worker_env()})
         result = run(config, run_id=run_id, platform=platform, attempt=int(os.environ.get("CHATGRPO_ATTEMPT", "1")))
     except Exception as error:  # noqa: BLE001
         # Whatever went wrong, the run folder says so in one line; the log has the rest.

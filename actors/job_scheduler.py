@@ -165,6 +165,8 @@ def _run_env(platform: PlatformConfig) -> dict[str, str]:
     # Idle torch threads sleep instead of spinning, or two runs on one machine slow each other down tenfold.
     return {
         "CHATGRPO_HOME": str(platform.runs_dir.parent),
+        # Ray Jobs looks for "the" cluster of the machine, which is somebody else's where there are two.
+        "CHATGRPO_RAY_ADDRESS": ray.get_runtime_context().gcs_address,
         "CHATGRPO_PLUGINS": json.dumps(plugins),
         "OMP_WAIT_POLICY": "PASSIVE",
     }
