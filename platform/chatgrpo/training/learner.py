@@ -80,12 +80,12 @@ class Learner:
             skipped_steps += not math.isfinite(norm)
             metrics = _over_ranks(parts) | {"grad_norm": norm, "learning_rate": rate}
         num_trained = sum(len(group) for group in trained)
-        totals = ranks.sum_over_ranks([float(num_trained), num_rows - num_trained, float(len(dropped))])
+        all_trained, all_dropped = ranks.sum_over_ranks([float(num_trained), float(len(dropped))])
         return Update(
             metrics=metrics,
-            num_rows_trained=int(totals[0]),
-            num_rows_skipped=int(num_rows - totals[0]),
-            num_nonfinite_rows=int(totals[2]),
+            num_rows_trained=int(all_trained),
+            num_rows_skipped=int(num_rows - all_trained),
+            num_nonfinite_rows=int(all_dropped),
             skipped_steps=skipped_steps,
         )
 
