@@ -16,16 +16,19 @@ import asyncio
 import hashlib
 import hmac
 import json
+import logging
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from chatgrpo.clock import Clock, SystemClock
-from chatgrpo.errors import Conflict
+from chatgrpo.errors import Conflict, Unavailable
 from chatgrpo.state import history
 from chatgrpo.state.store import CorruptState, Head, Key, Record, Store, Write
 from chatgrpo.state.stores import open_store
+
+logger = logging.getLogger(__name__)
 
 TRAIL: Final = Key("_platform", "audit", "trail")
 FIRST: Final = "0" * 64
@@ -33,6 +36,10 @@ FIRST: Final = "0" * 64
 CHUNK: Final = 500
 MAX_BATCH: Final = 256
 MAX_ATTEMPTS: Final = 100
+NOTE_S: Final = 0.01
+"""How long a noted entry waits for others before they are written together."""
+MAX_NOTED: Final = 4096
+"""Noted entries that may wait; beyond, whoever acts waits with them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,10 +92,20 @@ class AuditSink(Protocol):
     ) -> None: ...
 
 
+class AuditNotes(AuditSink, Protocol):
+    """One that takes entries without making the caller wait for the disk."""
+
+    async def note(
+        self, *, who: str, what: str, tenant: str, target: str, facts: Mapping[str, Any] | None = None
+    ) -> None: ...
+
+
 @dataclass(slots=True, eq=False)
 class _Waiting:
+    """`done` is None for a noted entry: nobody waits."""
+
     fields: dict[str, Any]
-    done: asyncio.Future[None]
+    done: asyncio.Future[None] | None
 
 
 class AuditTrail:
@@ -101,17 +118,43 @@ class AuditTrail:
         self._secret = secret
         self._waiting: list[_Waiting] = []
         self._writer: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._has_failed = False
+        self._end: tuple[AuditEntry | None, int] | None = None
 
     async def record(
         self, *, who: str, what: str, tenant: str, target: str, facts: Mapping[str, Any] | None = None
     ) -> None:
-        """Returns when the entry is durable. Raises Unavailable when it cannot be written."""
+        """Returns when the entry is durable, and with it every entry noted here before. Raises Unavailable when it
+        cannot be written."""
         fields = {"who": who, "what": what, "tenant": tenant, "target": target, "facts": dict(facts or {})}
-        waiting = _Waiting(fields, asyncio.get_running_loop().create_future())
-        self._waiting.append(waiting)
-        if self._writer is None or self._writer.done():
-            self._writer = asyncio.create_task(self._write_waiting())
-        await waiting.done
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Waiting(fields, done))
+        self._start_writing()
+        await done
+
+    async def note(
+        self, *, who: str, what: str, tenant: str, target: str, facts: Mapping[str, Any] | None = None
+    ) -> None:
+        """Returns at once; the entry is written within NOTE_S and one write of the store, together with what came
+        meanwhile. A process that is killed before that loses it. While the store fails, or MAX_NOTED entries wait, this
+        is `record`: nothing is noted that nobody can write."""
+        if self._has_failed or len(self._waiting) >= MAX_NOTED:
+            await self.record(who=who, what=what, tenant=tenant, target=target, facts=facts)
+            return
+        fields = {"who": who, "what": what, "tenant": tenant, "target": target, "facts": dict(facts or {})}
+        self._waiting.append(_Waiting(fields, None))
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(NOTE_S, self._start_writing)
+
+    async def flush(self) -> None:
+        """Writes what was noted. Raises Unavailable when that fails; the entries are kept for the next attempt."""
+        while self._waiting or (self._writer is not None and not self._writer.done()):
+            self._start_writing()
+            assert self._writer is not None, "it was started above"
+            await asyncio.shield(self._writer)
+            if self._waiting and self._has_failed:
+                raise Unavailable(f"{len(self._waiting)} audit entries could not be written")
 
     async def query(
         self,
@@ -158,37 +201,56 @@ class AuditTrail:
                 high = middle
         return low
 
+    def _start_writing(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._writer is None or self._writer.done():
+            self._writer = asyncio.get_running_loop().create_task(self._write_waiting())
+
     async def _write_waiting(self) -> None:
         while self._waiting:
             batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
             try:
                 await self._write([waiting.fields for waiting in batch])
             except Exception as error:  # noqa: BLE001 (handed to whoever waits for the entry)
-                outcome: Exception | None = error
-            else:
-                outcome = None
+                self._fail([*batch, *self._waiting], error)
+                return  # who acts next tries again
+            self._has_failed = False
             for waiting in batch:
-                if waiting.done.done():
-                    continue
-                if outcome is None:
+                if waiting.done is not None and not waiting.done.done():
                     waiting.done.set_result(None)
-                else:
-                    waiting.done.set_exception(outcome)
+
+    def _fail(self, batch: list[_Waiting], error: Exception) -> None:
+        """Tells those who wait; noted entries stay in line. Said once an outage: nobody else hears that they wait."""
+        self._waiting = [waiting for waiting in batch if waiting.done is None]
+        if self._waiting and not self._has_failed:
+            logger.error("audit entries wait for the store num=%d: %s", len(self._waiting), error)
+        self._has_failed = True
+        for waiting in batch:
+            if waiting.done is not None and not waiting.done.done():
+                waiting.done.set_exception(error)
 
     async def _write(self, batch: list[dict[str, Any]]) -> None:
         for attempt in range(MAX_ATTEMPTS):
-            log = await self._store.tail(TRAIL, 1)
-            last = _decode(log.records[-1]) if log else None
+            # Who wrote last knows the end; somebody else's entry since then shows as a conflict.
+            last, seq = self._end or await self._read_end()
             entries = self._chained(batch, last)
             head = Head(version=entries[-1].number, data=history.pack({"hash": entries[-1].hash}))
             records = tuple(history.pack(entry.to_dict()) for entry in entries)
+            self._end = None
             try:
-                await self._store.append(TRAIL, Write(head=head, records=records, based_on=log.head.seq if log else 0))
+                written = await self._store.append(TRAIL, Write(head=head, records=records, based_on=seq))
             except Conflict:
                 if attempt == MAX_ATTEMPTS - 1:
                     raise
                 continue
+            self._end = entries[-1], written
             return
+
+    async def _read_end(self) -> tuple[AuditEntry | None, int]:
+        log = await self._store.tail(TRAIL, 1)
+        return (_decode(log.records[-1]), log.head.seq) if log else (None, 0)
 
     def _chained(self, batch: list[dict[str, Any]], last: AuditEntry | None) -> list[AuditEntry]:
         entries: list[AuditEntry] = []

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from chatgrpo.audit import AuditSink
+from chatgrpo.audit import AuditNotes
 from chatgrpo.errors import PlatformError, Unavailable
 from chatgrpo.gateway.config import RouteConfig
 from chatgrpo.gateway.identity import ANONYMOUS, Identity
@@ -19,9 +19,10 @@ CLIENT_GONE = 499
 
 class Audited:
     """ASGI middleware around authentication, so refused calls are in the trail too. The answer's first byte leaves
-    once the entry is durable; when it cannot be written the answer is a 503, because security fails closed."""
+    once the entry is durable, or, under a row that says so, once it is noted; when it cannot be written the answer is a
+    503, because security fails closed."""
 
-    def __init__(self, app: ASGIApp, *, open_trail: Callable[[], Awaitable[AuditSink]]) -> None:
+    def __init__(self, app: ASGIApp, *, open_trail: Callable[[], Awaitable[AuditNotes]]) -> None:
         self.app = app
         self.open_trail = open_trail
 
@@ -64,7 +65,8 @@ class Audited:
         state = scope.get("state", {})
         identity: Identity = state.get("identity", ANONYMOUS)
         trail = await self.open_trail()
-        await trail.record(
+        write = trail.record if row.is_audit_strict else trail.note
+        await write(
             who=identity.who,
             what=row.audit,
             tenant=identity.tenant,

@@ -37,6 +37,9 @@ class RouteConfig(BaseModel):
         None, pattern="^/", description="Path that answers instead, under its own row; this one is deprecated."
     )
     audit: str | None = Field(None, description="Name of the act in the audit trail; null: not recorded.")
+    is_audit_strict: bool = Field(
+        True, description="Whether its entry is on disk before the answer; false: within hundredths of a second."
+    )
 
     @model_validator(mode="after")
     def _caches_only_get(self) -> Self:

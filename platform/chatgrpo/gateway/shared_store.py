@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 
 from chatgrpo.audit import AuditTrail
 from chatgrpo.clock import Clock
+from chatgrpo.errors import Unavailable
 from chatgrpo.state.store import Store
+
+logger = logging.getLogger(__name__)
 
 
 class SharedStore:
@@ -33,6 +37,12 @@ class SharedStore:
         return self._trail
 
     async def close(self) -> None:
+        """Writes what the trail has noted, then lets go of the store."""
+        if self._trail is not None:
+            try:
+                await self._trail.flush()
+            except Unavailable as error:
+                logger.error("the audit trail ends early: %s", error.message)
         if self._store is not None:
             await self._store.close()
             self._store = self._trail = None

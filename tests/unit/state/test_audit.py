@@ -10,9 +10,11 @@ import pytest
 
 from chatgrpo import audit
 from chatgrpo.audit import Anchor, AuditTrail, verify
+from chatgrpo.errors import Unavailable
 from chatgrpo.state import history
+from chatgrpo.state.memory import MemoryStore
 from chatgrpo.state.sqlite import SqliteStore
-from chatgrpo.state.store import Store
+from chatgrpo.state.store import Key, Store, Write
 from tests.fakes import FakeClock
 
 
@@ -134,3 +136,89 @@ async def test_a_secret_keeps_forgers_from_hashing(store: Store) -> None:
 async def test_an_empty_trail_is_intact(store: Store) -> None:
     report = await verify(store)
     assert (report.count, report.is_intact) == (0, True)
+
+
+class FailingStore(MemoryStore):
+    """Takes no appends while `is_down`."""
+
+    is_down = False
+
+    async def append(self, key: Key, write: Write, *, durable: bool = True) -> int:
+        if self.is_down:
+            raise Unavailable("disk full")
+        return await super().append(key, write, durable=durable)
+
+
+def entry(target: str) -> dict[str, str]:
+    return {"who": "a", "what": "x", "tenant": "t", "target": target}
+
+
+async def targets(trail: AuditTrail) -> list[str]:
+    return [found.target for found in await trail.query()]
+
+
+async def test_noted_entries_are_written_together_without_being_waited_for() -> None:
+    store = MemoryStore()
+    trail = AuditTrail(store)
+    for number in range(5):
+        await trail.note(**entry(str(number)))
+    assert await targets(trail) == []
+    await trail.flush()
+    assert await targets(trail) == ["0", "1", "2", "3", "4"]
+    log = await store.tail(audit.TRAIL, 0)
+    assert log is not None
+    assert log.head.seq == 1, "one write"
+    assert (await trail.verify()).is_intact
+
+
+async def test_a_noted_entry_is_written_soon_without_anybody_asking() -> None:
+    class TellingStore(MemoryStore):
+        async def append(self, key: Key, write: Write, *, durable: bool = True) -> int:
+            written.set()
+            return await super().append(key, write, durable=durable)
+
+    written = asyncio.Event()
+    await AuditTrail(TellingStore()).note(**entry("0"))
+    await asyncio.wait_for(written.wait(), 5)
+
+
+async def test_a_strict_entry_takes_the_noted_ones_before_it_along() -> None:
+    trail = AuditTrail(MemoryStore())
+    await trail.note(**entry("chat"))
+    await trail.record(**entry("key"))
+    assert await targets(trail) == ["chat", "key"]
+
+
+async def test_what_was_noted_survives_an_outage_and_acts_wait_meanwhile() -> None:
+    store = FailingStore()
+    trail = AuditTrail(store)
+    await trail.note(**entry("before"))
+    store.is_down = True
+    with pytest.raises(Unavailable, match="1 audit entries"):
+        await trail.flush()
+    with pytest.raises(Unavailable, match="disk full"):
+        await trail.note(**entry("during"))
+    store.is_down = False
+    await trail.note(**entry("after"))
+    assert await targets(trail) == ["before", "after"], "the one that was refused did not happen"
+    await trail.note(**entry("later"))
+    await trail.flush()
+    assert (await trail.verify()).count == 3
+
+
+async def test_no_more_is_noted_than_may_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit, "MAX_NOTED", 2)
+    trail = AuditTrail(MemoryStore())
+    for number in range(3):
+        await trail.note(**entry(str(number)))
+    assert await targets(trail) == ["0", "1", "2"]
+
+
+async def test_two_processes_note_into_one_chain(store: Store) -> None:
+    trails = [AuditTrail(store) for _ in range(2)]
+    for number in range(20):
+        await trails[number % 2].note(**entry(str(number)))
+        if number % 5 == 4:
+            await asyncio.gather(*(trail.flush() for trail in trails))
+    report = await trails[0].verify()
+    assert (report.count, report.problem) == (20, None)
