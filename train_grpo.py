@@ -93,6 +93,7 @@ def _worker(setup: dict[str, Any]) -> None:
                 "reason": outcome.reason,
                 "step": outcome.step,
                 "total_steps": outcome.total_steps,
+                "published_step": outcome.published_step,
                 "export": None if outcome.stopped else str(place.run_dir / "export"),
                 "first_evaluation": asdict(outcome.first_evaluation) if outcome.first_evaluation else None,
                 "last_evaluation": asdict(outcome.last_evaluation) if outcome.last_evaluation else None,

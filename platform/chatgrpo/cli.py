@@ -322,6 +322,9 @@ def _follow(client: Client, job_id: str) -> None:
         raise typer.Exit(130) from None
     if view["status"] != JobState.SUCCEEDED:
         raise PlatformError(f"job {job_id} {view['status']}: {view.get('error') or 'by request'}")
+    if view.get("end_reason"):
+        step = view.get("published_step")
+        console.print(f"ended early: {view['end_reason']}; published is step {step}", highlight=False, markup=False)
     console.print(f"talk to it with: chatgrpo chat --model {job_id}", highlight=False)
 
 

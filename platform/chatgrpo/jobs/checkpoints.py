@@ -155,12 +155,12 @@ def retain(
     return gone
 
 
-def best_valid(root: Path, metric: str = "eval_reward") -> Path | None:
-    """The whole checkpoint with the highest `metric` (the newer of equals); the latest when none has it."""
+def best_valid(root: Path, metric: str = "eval_reward") -> Entry | None:
+    """The whole checkpoint with the highest `metric` (the newer of equals); None when no whole one has it."""
     scored = sorted(
         (e for e in entries(root) if metric in e.metrics), key=lambda e: (e.metrics[metric], e.step), reverse=True
     )
-    return next((e.path for e in scored if is_valid(e.path)), None) or latest_valid(root)
+    return next((e for e in scored if is_valid(e.path)), None)
 
 
 def sweep_partial(root: Path) -> None:

@@ -166,7 +166,7 @@ def _ended(job: Job, run: Run, facts: Facts) -> Event:
     status = result.get("status")
     # The result is written last: whatever befalls the process after it does not undo what it has published.
     if status == "succeeded":
-        return move(job, JobState.SUCCEEDED, now=now, cause="run succeeded", progress=_complete(job))
+        return _succeeded(job, result, now)
     if job.state is JobState.CHECKPOINTING and (status == "stopped" or run.status is RunStatus.STOPPED):
         paused = job.stop_reason is StopReason.PAUSE
         to = JobState.PAUSED if paused else JobState.PREEMPTED
@@ -178,6 +178,19 @@ def _ended(job: Job, run: Run, facts: Facts) -> Event:
     cause = failure.classify(result=run.result, message=run.message, log=run.log, exit_code=run.exit_code)
     error = failure.explain(result=run.result, message=run.message, log=run.log)
     return _lost(job, cause, error, facts)
+
+
+def _succeeded(job: Job, result: Mapping[str, Any], now: float) -> Event:
+    reason = result.get("reason") or None
+    return move(
+        job,
+        JobState.SUCCEEDED,
+        now=now,
+        cause=f"run ended early: {reason}" if reason else "run succeeded",
+        progress=_complete(job),
+        end_reason=reason,
+        published_step=result.get("published_step"),
+    )
 
 
 def _lost(job: Job, cause: Cause, error: str, facts: Facts) -> Event:

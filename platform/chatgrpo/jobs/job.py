@@ -94,6 +94,10 @@ class Job:
     progress: Progress = field(default_factory=Progress)
     stop_reason: StopReason | None = None
     error: str | None = None
+    end_reason: str | None = None
+    """Why the run ended before its last step; None if it did not."""
+    published_step: int | None = None
+    """The step whose policy is published, once there is one."""
     retries: dict[str, int] = field(default_factory=dict)
     """Retries used, by cause of failure."""
     overrides: dict[str, Any] = field(default_factory=dict)
@@ -150,7 +154,7 @@ def move(job: Job, to: JobState, *, now: float, cause: str, **changes: Any) -> E
     if to is JobState.FAILED:
         assert changes.get("error"), "a failed job says why"
     if to is JobState.QUEUED:
-        changes = {"error": None, "ended_at": None, "workers": 0, "stop_reason": None} | changes
+        changes = {"error": None, "end_reason": None, "ended_at": None, "workers": 0, "stop_reason": None} | changes
     if to.is_terminal or to in {JobState.PREEMPTED, JobState.PAUSED}:
         changes = {"workers": 0, "stop_reason": None, "ended_at": now if to.is_terminal else None} | changes
     moved = replace(job, state=to, state_since=now, **_used_until(job, now), **changes)

@@ -79,7 +79,7 @@ class SeedTrainRequest(Strict):
         if self.model:
             fields["model"] = self._model_name()
         if not self.enable_checkpointing:
-            fields["save_steps"] = None
+            fields |= {"save_steps": None, "load_best_model_at_end": False}
         if self.enable_early_stopping:
             fields |= {"early_stopping": {}, "eval_steps": EVAL_STEPS, "num_eval_prompts": 64}
         return validate(TrainConfig, fields)

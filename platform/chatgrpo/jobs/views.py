@@ -29,6 +29,8 @@ def summary(job: Job, wait: Wait | None = None) -> dict[str, Any]:
         "started_at": iso(job.started_at),
         "ended_at": iso(job.ended_at),
         "error": job.error,
+        "end_reason": job.end_reason,
+        "published_step": job.published_step,
         "pending": _pending(job, wait),
         "links": links(job.id),
     }

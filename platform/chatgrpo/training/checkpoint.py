@@ -24,10 +24,12 @@ from chatgrpo.training.policy import Policy
 
 @dataclass(slots=True)
 class RunState:
-    """`evaluations` are (step, result), oldest first; the first one is of the untrained policy. `cursors`: by rank."""
+    """`evaluations` are (step, result), oldest first; the first one is of the untrained policy. `cursors`: by rank.
+    `strikes`: bad steps in a row up to now (see `jobs.divergence`)."""
 
     step: int = 0
     num_updates: int = 0
+    strikes: int = 0
     cursors: list[dict[str, Any]] = field(default_factory=list)
     evaluations: list[tuple[int, Evaluation]] = field(default_factory=list)
 
@@ -58,11 +60,16 @@ def save_checkpoint(
 
 def load_checkpoint(folder: Path, policy: Policy, optimization: Optimization) -> RunState:
     """Puts weights and optimizer back and returns the rest."""
-    with optimization.whole_weights(), torch.no_grad():
-        weights = torch.load(folder / "policy.pt", map_location="cpu", weights_only=True)
-        for name, parameter in policy.trainable():
-            parameter.copy_(weights[name])
+    load_weights(folder, policy, optimization)
     optimization.load(folder)
     data = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     data["evaluations"] = [(step, Evaluation(**result)) for step, result in data["evaluations"]]
     return RunState(**data)
+
+
+def load_weights(folder: Path, policy: Policy, optimization: Optimization) -> None:
+    """Puts the weights alone back, for an export; all ranks call it."""
+    with optimization.whole_weights(), torch.no_grad():
+        weights = torch.load(folder / "policy.pt", map_location="cpu", weights_only=True)
+        for name, parameter in policy.trainable():
+            parameter.copy_(weights[name])

@@ -37,6 +37,23 @@ class EarlyStopping(Strict):
     min_delta: float = Field(0.0, ge=0, description="Smallest rise of the held-out reward that counts.")
 
 
+class Divergence(Strict):
+    """Ends a run whose policy has broken. The best evaluated checkpoint is published; without one the run fails."""
+
+    max_kl: float | None = Field(
+        None, gt=0, description="Mean KL to the reference, nats a token, that is too far; needs beta. Empty: off."
+    )
+    min_entropy: float | None = Field(
+        None, gt=0, description="Mean entropy, nats a token, below which the policy has collapsed; empty: off."
+    )
+    entropy_reward: float = Field(
+        0.9, description="Mean reward of a step from which low entropy is mastery, not collapse."
+    )
+    patience: int = Field(
+        3, ge=1, description="Bad steps in a row that end the run; losses or gradients that are not finite count too."
+    )
+
+
 class Resources(Strict):
     """What one worker of the run reserves in Ray."""
 
@@ -175,8 +192,18 @@ class TrainConfig(Strict):
     )
     num_eval_prompts: int = Field(200, ge=0, description="Held-out tasks per evaluation; 0: no evaluation.")
     save_steps: int | None = Field(50, ge=1, description="Steps between checkpoints; empty: only the final model.")
-    save_total_limit: int = Field(2, ge=1, description="Checkpoints that are kept.")
+    save_total_limit: int = Field(2, ge=1, description="Newest checkpoints that are kept.")
+    save_best_limit: int = Field(1, ge=0, description="Best checkpoints by held-out reward that are kept beside them.")
+    save_keep_every: int | None = Field(
+        None, ge=1, description="Checkpoints of steps that are a multiple of this are kept for good; empty: none."
+    )
+    load_best_model_at_end: bool = Field(
+        True,
+        description="Publish the policy of the best held-out evaluation (the later of equals), not the last one. Each "
+        "new best of eval_steps is saved; without eval_steps the last policy is published.",
+    )
     early_stopping: EarlyStopping | None = Field(None, description="Needs eval_steps.")
+    divergence: Divergence = Field(default_factory=Divergence, description="When a run counts as broken.")
 
     # Where it runs
     num_workers: int = Field(1, ge=1, description="Ray Train workers.")
@@ -253,6 +280,13 @@ class TrainConfig(Strict):
             )
         if self.early_stopping and not self.eval_steps:
             raise ValueError("early_stopping: needs eval_steps, the number of steps between held-out evaluations")
+        if self.load_best_model_at_end and not self.save_best_limit:
+            raise ValueError(
+                "save_best_limit: 0 would delete the checkpoint that load_best_model_at_end publishes; write 1, or "
+                "load_best_model_at_end: false"
+            )
+        if self.divergence.max_kl is not None and not self.beta:
+            raise ValueError("divergence.max_kl: the KL is measured only with beta above 0; set beta or remove it")
         if self.overlong_buffer > self.max_completion_length:
             raise ValueError(
                 f"overlong_buffer: {self.overlong_buffer} exceeds max_completion_length ({self.max_completion_length})"

@@ -21,7 +21,8 @@ from chatgrpo.environments.registry import build_source
 from chatgrpo.errors import InvalidRequest
 from chatgrpo.inference.loading import load
 from chatgrpo.inference.torch_engine import TorchEngine
-from chatgrpo.jobs import checkpoints, early_stopping
+from chatgrpo.jobs import checkpoints, divergence, early_stopping
+from chatgrpo.jobs.divergence import Diverged
 from chatgrpo.jobs.run_folder import RunFolder
 from chatgrpo.rewards.pool import RewardPool
 from chatgrpo.rewards.rubric import Rubric
@@ -33,7 +34,7 @@ from chatgrpo.rollouts.sampling import decide
 from chatgrpo.rollouts.stats import RolloutStats
 from chatgrpo.rollouts.trajectories import append_groups
 from chatgrpo.training import ranks
-from chatgrpo.training.checkpoint import RunState, load_checkpoint, save_checkpoint
+from chatgrpo.training.checkpoint import RunState, load_checkpoint, load_weights, save_checkpoint
 from chatgrpo.training.config import TrainConfig
 from chatgrpo.training.evaluation import Evaluation, evaluate
 from chatgrpo.training.export import export_policy
@@ -70,12 +71,13 @@ class Place:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """How a run ended. `stopped`: it was asked to pause and left a checkpoint; nothing was exported.
-    `reason` says why it ended before `total_steps`, "" if it did not."""
+    `reason` says why it ended before `total_steps`, "" if it did not. `published_step`: whose policy was exported."""
 
     step: int
     total_steps: int
     stopped: bool
     reason: str
+    published_step: int | None
     first_evaluation: Evaluation | None
     last_evaluation: Evaluation | None
 
@@ -140,30 +142,33 @@ class Run:
             )
         if not state.evaluations and config.num_eval_prompts:
             self._evaluate({})
-        reason, stopped = "", False
+        reason, stopped, diverged = "", False, False
         while state.step < self.total_steps and not reason:
             metrics = self._step()
             last = state.step == self.total_steps
             if config.num_eval_prompts and (last or (config.eval_steps and state.step % config.eval_steps == 0)):
                 metrics |= self._evaluation_metrics()
-            reason = self._reason_to_end(started)
+            verdict = divergence.judge(metrics, config.divergence, step=state.step, strikes=state.strikes)
+            state.strikes, diverged = verdict.strikes, bool(verdict.reason)
+            reason = verdict.reason or self._reason_to_end(started)
             stop = None if last or reason else self.folder.read_stop()
             stopped = bool(ranks.max_over_ranks(float(stop is not None)))
             elapsed = time.monotonic() - started
             metrics["eta_s"] = elapsed / (state.step - first_step) * (self.total_steps - state.step)
             due = config.save_steps is not None and state.step % config.save_steps == 0 and not last
-            self._publish(metrics, self._save() if due or stopped else None)
+            best = config.load_best_model_at_end and not last and not reason and self._is_best_yet()
+            self._publish(metrics, self._save() if due or best or stopped else None)
             if stopped:
                 reason = f"asked to {stop or 'stop'}"
-        if reason and not stopped and config.num_eval_prompts and not self._evaluated_now():
+        if reason and not (stopped or diverged) and config.num_eval_prompts and not self._evaluated_now():
             self._evaluate({"eta_s": 0.0})
-        if not stopped:
-            self._export()
+        published = None if stopped else self._export(reason if diverged else "")
         return Outcome(
             step=state.step,
             total_steps=self.total_steps,
             stopped=stopped,
             reason=reason,
+            published_step=published,
             first_evaluation=state.evaluations[0][1] if state.evaluations else None,
             last_evaluation=state.evaluations[-1][1] if state.evaluations else None,
         )
@@ -268,11 +273,8 @@ class Run:
         if ranks.max_over_ranks(float(late)):
             return f"max_runtime_hours ({hours:g}) is over"
         if self.config.early_stopping and self._evaluated_now():
-            history: list[early_stopping.Evaluation | float] = [
-                early_stopping.Evaluation(step=step, reward=result.reward) for step, result in self.state.evaluations
-            ]
-            decision = early_stopping.decide(history, self.config.early_stopping)
-            return decision.reason if decision.stop else ""
+            rewards = [result.reward for _, result in self.state.evaluations]
+            return early_stopping.decide(rewards, self.config.early_stopping).reason
         return ""
 
     def _save(self) -> Path:
@@ -281,16 +283,49 @@ class Run:
         latest = {"eval_reward": self.state.evaluations[-1][1].reward} if self._evaluated_now() else {}
         path = save_checkpoint(self.folder.checkpoints, self.state, self.policy, self.optimization, metrics=latest)
         if ranks.rank() == 0:
-            checkpoints.retain(self.folder.checkpoints, self.config.save_total_limit)
+            checkpoints.retain(
+                self.folder.checkpoints,
+                self.config.save_total_limit,
+                best=self.config.save_best_limit,
+                every=self.config.save_keep_every,
+            )
         return path
 
-    def _export(self) -> None:
+    def _is_best_yet(self) -> bool:
+        """Whether this step was evaluated, and no trained policy before it was better."""
+        if not self._evaluated_now():
+            return False
+        rewards = [result.reward for step, result in self.state.evaluations if step > 0]
+        return math.isfinite(rewards[-1]) and rewards[-1] >= max(r for r in rewards if math.isfinite(r))
+
+    def _export(self, diverged: str) -> int:
+        """Publishes the best policy or the one at hand; returns its step. Raises Diverged when the one at hand is
+        broken (`diverged` says how) and there is no other."""
+        best = ranks.gather(self._better_checkpoint(broken=bool(diverged)) if ranks.rank() == 0 else None)[0]
+        if diverged and best is None:
+            raise Diverged(
+                f"{diverged}; nothing is published, since no evaluated checkpoint is there: set eval_steps to keep the "
+                "best one, lower learning_rate or raise beta"
+            )
+        if best is not None:
+            load_weights(best.path, self.policy, self.optimization)
+            logger.info("publish run=%s step=%d metrics=%s", self.place.run_id, best.step, dict(best.metrics))
         with self.optimization.whole_weights():
             if ranks.rank() == 0:
                 export_policy(
                     self.policy, self.template, base_model=self.config.model, folder=self.place.run_dir / "export"
                 )
         ranks.barrier()
+        return self.state.step if best is None else int(best.step)
+
+    def _better_checkpoint(self, *, broken: bool) -> checkpoints.Entry | None:
+        """The checkpoint to publish in place of the policy at hand, if there is one."""
+        if not (self.config.load_best_model_at_end or broken):
+            return None
+        best = checkpoints.best_valid(self.folder.checkpoints)
+        if best is None or broken or not self._evaluated_now():
+            return best
+        return None if self.state.evaluations[-1][1].reward >= best.metrics["eval_reward"] else best
 
 
 def train(config: TrainConfig, place: Place, report: Report) -> Outcome:

@@ -84,4 +84,6 @@ def test_retain_deletes_and_the_best_stays(tmp_path: Path) -> None:
     checkpoints.retain(tmp_path, 1)
 
     assert [e.step for e in checkpoints.entries(tmp_path)] == [2, 4]
-    assert checkpoints.best_valid(tmp_path) == checkpoints.folder(tmp_path, 2)
+    best = checkpoints.best_valid(tmp_path)
+    assert best is not None
+    assert best.path == checkpoints.folder(tmp_path, 2)

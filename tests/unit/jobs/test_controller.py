@@ -154,3 +154,12 @@ def test_a_run_that_hangs_past_its_limit_fails() -> None:
     late = decide([running(config=config, state_since=0.0)], [run], now=3901.0)
     assert moves(late) == [("a", "failed")]
     assert effects(late) == [Kill("a-1", "its job no longer runs")]
+
+
+def test_a_run_that_ended_early_says_why_and_what_it_published() -> None:
+    result = {"status": "succeeded", "reason": "diverged: KL 0.9 exceeds 0.5 at step 12", "published_step": 8}
+    [event] = decide([running()], [Run(submission_id="a-1", status=RunStatus.SUCCEEDED, result=result)])
+
+    assert isinstance(event, Event)
+    assert event.cause == "run ended early: diverged: KL 0.9 exceeds 0.5 at step 12"
+    assert (event.job.end_reason, event.job.published_step) == ("diverged: KL 0.9 exceeds 0.5 at step 12", 8)

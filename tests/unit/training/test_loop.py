@@ -14,8 +14,11 @@ from transformers import AutoModelForCausalLM
 from chatgrpo.errors import InvalidRequest
 from chatgrpo.inference.loading import load
 from chatgrpo.jobs import checkpoints
+from chatgrpo.jobs.divergence import Diverged
 from chatgrpo.rollouts.trajectories import read_trajectories
+from chatgrpo.training import loop
 from chatgrpo.training.config import TrainConfig
+from chatgrpo.training.evaluation import Evaluation
 from chatgrpo.training.export import export_merged
 from chatgrpo.training.loop import Outcome, Place, Run, train
 
@@ -138,6 +141,57 @@ def test_early_stopping_says_why(tmp_path: Path, models_dir: Path) -> None:
     outcome, _ = run(config, place(tmp_path, models_dir))
     assert outcome.step == 2
     assert "has not risen" in outcome.reason
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluations with fixed results: the second step is the best one."""
+    rewards = [0.1, 0.5, 0.9, 0.2, 0.3]
+
+    def evaluate(*_: Any, step: int, **__: Any) -> Evaluation:
+        return Evaluation(reward=rewards[step], accuracy=0.0, num_tasks=4)
+
+    monkeypatch.setattr(loop, "evaluate", evaluate)
+
+
+@pytest.mark.usefixtures("scripted")
+def test_the_best_policy_is_published_also_after_an_interruption(tmp_path: Path, models_dir: Path) -> None:
+    config = TOY | {"eval_steps": 1, "save_steps": 3, "save_total_limit": 1}
+    two_steps = place(tmp_path / "two", models_dir)
+    run(TOY | {"max_steps": 2, "save_steps": None}, two_steps)
+    straight, cut = place(tmp_path / "a", models_dir), place(tmp_path / "b", models_dir)
+    outcome, _ = run(config, straight)
+    assert (outcome.step, outcome.published_step) == (4, 2)
+    assert [e.step for e in checkpoints.entries(straight.run_dir / "checkpoints")] == [2, 3]
+    with pytest.raises(KeyboardInterrupt):
+        _interrupt_at_step(Run(TrainConfig.model_validate(config), cut, lambda *_: None), 3)
+    assert run(config, cut)[0].published_step == 2
+    wanted = weights(two_steps.run_dir / "export" / "model")
+    for where in (straight, cut):
+        exported = weights(where.run_dir / "export" / "model")
+        assert all(torch.equal(exported[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.usefixtures("scripted")
+def test_the_last_policy_is_published_on_request(tmp_path: Path, models_dir: Path) -> None:
+    config = TOY | {"eval_steps": 1, "save_steps": None, "load_best_model_at_end": False}
+    where = place(tmp_path, models_dir)
+    assert run(config, where)[0].published_step == 4
+    assert checkpoints.entries(where.run_dir / "checkpoints") == []
+
+
+@pytest.mark.usefixtures("scripted")
+def test_a_run_that_diverges_publishes_the_best_it_had_or_fails(tmp_path: Path, models_dir: Path) -> None:
+    # No policy has so much entropy; beta makes every step train, so that every step knows its own.
+    broken = TOY | {"beta": 0.01, "divergence": {"min_entropy": 100.0}, "save_steps": None}
+    outcome, _ = run(broken | {"eval_steps": 1}, place(tmp_path / "a", models_dir))
+    assert (outcome.step, outcome.published_step) == (3, 2)
+    assert outcome.reason.startswith("diverged: entropy ")
+    assert outcome.reason.endswith("fell below 100, the last of 3 such steps in a row at step 3")
+    nothing_kept = place(tmp_path / "b", models_dir)
+    with pytest.raises(Diverged, match="set eval_steps to keep the best one"):
+        run(broken, nothing_kept)
+    assert not (nothing_kept.run_dir / "export").exists()
 
 
 def test_out_of_time_ends_with_an_evaluation_and_a_model(tmp_path: Path, models_dir: Path) -> None:
