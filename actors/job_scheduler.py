@@ -25,6 +25,7 @@ from chatgrpo.errors import PlatformError, Unavailable
 from chatgrpo.jobs.amounts import Amount, Node
 from chatgrpo.jobs.config import JobsConfig
 from chatgrpo.jobs.job import JobState
+from chatgrpo.jobs.preflight import Preflight
 from chatgrpo.jobs.scheduler import Scheduler
 from chatgrpo.jobs.store import JobStore
 from chatgrpo.monitoring.process import observe_process
@@ -81,6 +82,7 @@ class JobScheduler:
             runs_dir=platform.runs_dir,
             config=config,
             clock=SystemClock(),
+            preflight=Preflight(_plugins(platform)),
         )
         self._tick_s = config.tick_s
         self._wake = asyncio.Event()
@@ -160,14 +162,17 @@ class JobScheduler:
         self._scheduler.report(job_id, attempt, report)
 
 
+def _plugins(platform: PlatformConfig) -> list[str]:
+    return [str(Path(p).resolve()) if p.endswith(".py") else p for p in platform.plugins]
+
+
 def _run_env(platform: PlatformConfig) -> dict[str, str]:
-    plugins = [str(Path(p).resolve()) if p.endswith(".py") else p for p in platform.plugins]
     # Idle torch threads sleep instead of spinning, or two runs on one machine slow each other down tenfold.
     return {
         "CHATGRPO_HOME": str(platform.runs_dir.parent),
         # Ray Jobs looks for "the" cluster of the machine, which is somebody else's where there are two.
         "CHATGRPO_RAY_ADDRESS": ray.get_runtime_context().gcs_address,
-        "CHATGRPO_PLUGINS": json.dumps(plugins),
+        "CHATGRPO_PLUGINS": json.dumps(_plugins(platform)),
         "OMP_WAIT_POLICY": "PASSIVE",
     }
 

@@ -54,7 +54,7 @@ def reasoning_gym_source(config: ReasoningGymConfig, *, split: str, seed: int, n
     """`split` "eval" has exactly `num_eval` distinct questions; "train" up to `config.size`, none of them held out.
 
     Raises InvalidRequest for an unknown data set or parameter, and when there are too few distinct questions."""
-    _check(config)
+    check(config)
     held_out = _draw(config, seed=_EVAL_SEED, wanted=num_eval, without=frozenset())
     if len(held_out) < num_eval:
         raise _too_few(config, found=len(held_out), num_eval=num_eval)
@@ -90,7 +90,8 @@ def _module() -> ModuleType:
         return reasoning_gym  # type: ignore[no-any-return]
 
 
-def _check(config: ReasoningGymConfig) -> None:
+def check(config: ReasoningGymConfig) -> None:
+    """Raises InvalidRequest for an unknown data set, an unknown parameter, and values that the data set refuses."""
     datasets = _module().factory.DATASETS
     if config.dataset not in datasets:
         raise InvalidRequest(

@@ -68,14 +68,41 @@ def build_source(config: EnvironmentConfig, *, split: Split, seed: int, num_eval
             return _plugin_source(config, split=split, seed=seed, num_eval=num_eval)
 
 
+def check_source(config: EnvironmentConfig) -> None:
+    """Raises InvalidRequest for names and parameters that `build_source` would refuse; draws no task, reads no file."""
+    match config:
+        case ReasoningGymConfig():
+            from chatgrpo.environments.reasoning_gym import check
+
+            check(config)
+        case ToolsConfig():
+            from chatgrpo.environments.toolbox import find_tool
+
+            for name in config.tools:
+                find_tool(name)
+            check_source(config.tasks)
+        case PluginEnvironmentConfig():
+            _bind(config, split="train", seed=0, num_eval=0)
+        case DatasetConfig() | DialogueConfig():
+            pass
+
+
 def _plugin_source(config: PluginEnvironmentConfig, *, split: Split, seed: int, num_eval: int) -> TaskSource:
+    factory, arguments = _bind(config, split=split, seed=seed, num_eval=num_eval)
+    return factory(**arguments)
+
+
+def _bind(
+    config: PluginEnvironmentConfig, *, split: Split, seed: int, num_eval: int
+) -> tuple[SourceFactory, dict[str, Any]]:
+    """The registered function and what it will be called with."""
     factory = _find(config.name)
     arguments: dict[str, Any] = {**config.params, "split": split, "seed": seed, "num_eval": num_eval}
     try:
         inspect.signature(factory).bind(**arguments)
     except TypeError as error:
         raise InvalidRequest(f"{config.name} does not take {config.params}: {error}", "environment.params") from error
-    return factory(**arguments)
+    return factory, arguments
 
 
 def _find(name: str) -> SourceFactory:

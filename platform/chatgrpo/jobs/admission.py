@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,25 @@ from chatgrpo.training.config import TrainConfig
 
 
 def admit(
-    config: TrainConfig, *, owner: str, nodes: Sequence[Node], jobs_config: JobsConfig, runs_dir: Path
+    config: TrainConfig,
+    *,
+    owner: str,
+    nodes: Sequence[Node],
+    jobs_config: JobsConfig,
+    runs_dir: Path,
+    preflight: Callable[[TrainConfig], None] | None = None,
 ) -> dict[str, Any]:
     """The configuration as it will be stored, as JSON: resources completed, paths absolute.
 
-    `nodes`: the cluster as it is now. Raises InvalidRequest with field, reason and way out."""
+    `nodes`: the cluster as it is now. `preflight` looks up the names of data sets and plug-ins. Raises InvalidRequest
+    with field, reason and way out."""
     completed = complete(config, has_gpus=any(node.has.gpu for node in nodes))
     check_room(completed, nodes, jobs_config)
     check_quotas(completed, owner, jobs_config.quotas)
     check_packages(config)
     check_model(config, runs_dir)
+    if preflight:
+        preflight(config)
     return completed
 
 
@@ -39,7 +48,7 @@ def complete(config: TrainConfig, *, has_gpus: bool) -> dict[str, Any]:
     if Path(config.model).expanduser().is_dir():
         update["model"] = str(Path(config.model).expanduser().resolve())
     if isinstance(config.deepspeed, str):
-        update["deepspeed"] = str(Path(config.deepspeed).resolve())
+        update["deepspeed"] = _existing(config.deepspeed, "deepspeed")
     return config.model_copy(update=update).model_dump(mode="json")
 
 
@@ -96,19 +105,17 @@ def _absolute(environment: EnvironmentConfig) -> EnvironmentConfig:
         return environment.model_copy(update={"tasks": _absolute(environment.tasks)})
     if isinstance(environment, DatasetConfig | DialogueConfig):
         paths = {
-            "paths": [_existing(path) for path in environment.paths],
-            "eval_paths": [_existing(path) for path in environment.eval_paths],
+            name: [_existing(path, f"environment.{name}") for path in getattr(environment, name)]
+            for name in ("paths", "eval_paths")
         }
         return environment.model_copy(update=paths)
     return environment
 
 
-def _existing(path: str) -> str:
+def _existing(path: str, field: str) -> str:
     found = Path(path).expanduser().resolve()
     if not found.exists():
-        raise InvalidRequest(
-            f"{path} does not exist on the server; give a file or folder that does", "environment.paths"
-        )
+        raise InvalidRequest(f"{path} does not exist on the server; give a file or folder that does", field)
     return str(found)
 
 

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -80,6 +80,7 @@ class Scheduler:
         runs_dir: Path,
         config: JobsConfig,
         clock: Clock,
+        preflight: Callable[[TrainConfig], None] | None = None,
     ) -> None:
         self._store = store
         self._launcher = launcher
@@ -87,6 +88,7 @@ class Scheduler:
         self._runs_dir = runs_dir
         self._config = config
         self._clock = clock
+        self._preflight = preflight
         self._waits: dict[str, Wait] = {}
         self._wish = Wish()
         self._usage = store.usage()
@@ -161,7 +163,13 @@ class Scheduler:
             train = validate(TrainConfig, config)
             nodes = await asyncio.to_thread(self._cluster.nodes)
             admitted = await asyncio.to_thread(
-                admit, train, owner=owner, nodes=nodes, jobs_config=self._config, runs_dir=self._runs_dir
+                admit,
+                train,
+                owner=owner,
+                nodes=nodes,
+                jobs_config=self._config,
+                runs_dir=self._runs_dir,
+                preflight=self._preflight,
             )
             job = self._store.find(job_id) or self._queue(job_id, admitted, owner)
         running = [j for j in self._store.unfinished() if j.state is JobState.RUNNING and j.progress.eta_s is not None]
