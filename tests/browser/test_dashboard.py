@@ -44,6 +44,8 @@ async def keep(page: Page, name: str) -> None:
 
 
 async def test_a_wrong_form_is_corrected_and_its_job_watched(page: Page, jobs: FakeJobs) -> None:
+    heard: list[str | bytes] = []
+    page.on("websocket", lambda socket: socket.on("framereceived", lambda text: heard.append(text)))
     await page.goto("/")
     await page.get_by_role("link", name="New job").click()
     tries = page.get_by_label("Tries a task")
@@ -69,6 +71,7 @@ async def test_a_wrong_form_is_corrected_and_its_job_watched(page: Page, jobs: F
         "Line chart Reward: training goes from 0.25 at step 1 to 0.5 at step 2. Arrow keys read single steps."
     )
     jobs.steps.append({"step": 3, "reward": 0.75, "eval_reward": 0.7})
+    jobs.views["job-0"] = jobs.views["job-0"] | {"metrics": {"reward": 0.75}}
     await expect(reward).to_have_accessible_name(
         "Line chart Reward: training goes from 0.25 at step 1 to 0.75 at step 3; "
         "held-out goes from 0.7 at step 3 to 0.7 at step 3. Arrow keys read single steps."
@@ -77,6 +80,7 @@ async def test_a_wrong_form_is_corrected_and_its_job_watched(page: Page, jobs: F
     await page.keyboard.press("End")
     await expect(page.get_by_text("step 3: training 0.75, held-out 0.7")).to_be_visible()
     await keep(page, "curves")
+    assert any("job:job-0" in str(text) and "false" in str(text) for text in heard), heard
 
 
 async def test_samples_stand_side_by_side(page: Page, jobs: FakeJobs) -> None:

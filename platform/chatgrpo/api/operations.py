@@ -63,6 +63,7 @@ class Operations:
         totals = await self.totals()
         return {
             "timestamp": self._timestamp(),
+            "components": components,
             "system_metrics": await asyncio.to_thread(read_system, self.services.config.home),
             "training_metrics": {
                 "queue_size": _count(queue, JobState.QUEUED),
@@ -165,7 +166,7 @@ def overall(components: dict[str, Facts]) -> str:
     return "healthy" if num_healthy == len(components) else "degraded" if num_healthy else "unhealthy"
 
 
-def operations_of(connection: HTTPConnection) -> Operations:
+async def operations_of(connection: HTTPConnection) -> Operations:
     operations = connection.app.state.operations
     assert isinstance(operations, Operations)
     return operations

@@ -97,6 +97,7 @@ ROUTES: tuple[RouteConfig, ...] = (
     _act(f"{_ALERTS}/silences", Permission.SYSTEM_WRITE, "alerts.silence"),
     _act(f"{_ALERTS}/silences/{{silence_id}}", Permission.SYSTEM_WRITE, "alerts.unsilence", methods=("DELETE",)),
     RouteConfig(path="/ws/v2", methods=("WEBSOCKET",), permission=Permission.SYSTEM_READ),
+    _read("/ws/v2/events", Permission.SYSTEM_READ),
     _act("/api/v2/keys", Permission.KEYS_MANAGE, "key.create"),
     _read("/api/v2/keys", Permission.KEYS_MANAGE),
     _act("/api/v2/keys/{key_id}", Permission.KEYS_MANAGE, "key.revoke", methods=("DELETE",)),

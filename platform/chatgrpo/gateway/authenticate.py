@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import Final
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -15,13 +16,18 @@ from chatgrpo.gateway.identity import ANONYMOUS, LOCAL, Identity
 from chatgrpo.gateway.refusal import error_bytes, refuse
 from chatgrpo.gateway.sessions import Session, Sessions
 
+KEY_PROTOCOL: Final = "chatgrpo.key."
+
 
 def presented_key(headers: Headers) -> str | None:
-    """The key in `Authorization: Bearer ...` or `X-API-Key: ...`; keys in addresses would end in logs."""
+    """The key in `Authorization: Bearer ...` or `X-API-Key: ...`; keys in addresses would end in logs. Browsers cannot
+    set headers of a WebSocket: there it may be the subprotocol `chatgrpo.key.<key>`."""
     scheme, _, credentials = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and credentials.strip():
         return credentials.strip()
-    return headers.get("x-api-key")
+    offered = [name.strip() for name in headers.get("sec-websocket-protocol", "").split(",")]
+    in_protocol = (name.removeprefix(KEY_PROTOCOL) for name in offered if name.startswith(KEY_PROTOCOL))
+    return headers.get("x-api-key") or next(in_protocol, None)
 
 
 def refuse_unless_allowed(identity: Identity, row: RouteConfig) -> None:

@@ -70,6 +70,11 @@ HTTP_CONNECTIONS = _gauge("http_connections", "Requests and sockets being served
 LABELS_DROPPED = _counter("label_sets_dropped", "Label sets beyond a metric's limit, counted as `other`.", "metric")
 REPORTS_DROPPED = _counter("reports_dropped", "Metric reports that the hub did not take in time.")
 
+# Live updates
+LIVE_READERS = _gauge("live_readers", "Sockets open for live updates.", merge=Merge.SUM)
+LIVE_EVENTS = _counter("live_events", "Events told to live readers, by kind of topic.", "topic")
+LIVE_READERS_DROPPED = _counter("live_readers_dropped", "Sockets closed because their client did not read.")
+
 # Platform
 COMPONENT_UP = _gauge("component_up", "1 when the component answers.", "component")
 JOBS = _gauge("jobs", "Jobs by state.", "state")

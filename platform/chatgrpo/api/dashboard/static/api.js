@@ -17,6 +17,7 @@ export function useKey(key) {
   else sessionStorage.removeItem(KEY);
 }
 
+export const currentKey = () => sessionStorage.getItem(KEY);
 export const get = (path) => ask("GET", path);
 export const post = (path, body) => ask("POST", path, body ?? {});
 export const remove = (path) => ask("DELETE", path);
@@ -58,7 +59,7 @@ async function ask(method, path, body) {
 
 async function send(method, path, body, signal) {
   const headers = {};
-  const key = sessionStorage.getItem(KEY);
+  const key = currentKey();
   if (key) headers.Authorization = `Bearer ${key}`;
   if (body !== undefined) headers["Content-Type"] = "application/json";
   const answer = await fetch(path, {

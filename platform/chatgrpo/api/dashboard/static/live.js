@@ -1,32 +1,48 @@
-// Asks again and again while a view is open; rests while the tab is hidden, and says so when nobody answers.
+// Asks again while a view is open: when the platform says that something happened, and now and then besides. Rests while
+// the tab is hidden, and says so when nobody answers.
 
 import { setText } from "./dom.js";
+import { isLive, listen } from "./socket.js";
 
 const banner = () => document.getElementById("connection");
 
-/** Runs `task` now and every `intervalMs` after it ended; returns the function that stops it. */
-export function poll(task, intervalMs = 2000) {
+// With a live socket asking is only for what the socket does not tell (a duration, a position in the queue).
+const WHILE_LIVE_MS = 15_000;
+
+/** Runs `task` now, whenever something happens on one of `topics`, and every `intervalMs` while nobody tells. Returns
+ *  the function that stops it. */
+export function follow(topics, task, intervalMs = 2000) {
   let timer = null;
   let stopped = false;
   let busy = false;
+  let again = false;
   const run = async () => {
     clearTimeout(timer);
     busy = true;
+    again = false;
     if (!document.hidden) await guarded(task);
     busy = false;
-    if (!stopped) timer = setTimeout(run, intervalMs);
+    if (stopped) return;
+    timer = setTimeout(run, again ? 0 : topics.length && isLive() ? Math.max(intervalMs, WHILE_LIVE_MS) : intervalMs);
   };
-  const woken = () => {
-    if (!document.hidden && !busy) run();
+  const told = () => {
+    if (document.hidden) return;
+    if (busy) again = true;
+    else run();
   };
-  document.addEventListener("visibilitychange", woken);
+  document.addEventListener("visibilitychange", told);
+  const deaf = topics.length ? listen(topics, told) : () => {};
   run();
   return () => {
     stopped = true;
     clearTimeout(timer);
-    document.removeEventListener("visibilitychange", woken);
+    deaf();
+    document.removeEventListener("visibilitychange", told);
   };
 }
+
+/** Runs `task` now and every `intervalMs` after it ended; returns the function that stops it. */
+export const poll = (task, intervalMs = 2000) => follow([], task, intervalMs);
 
 /** Runs `task` once; what goes wrong is shown above the page. */
 export async function guarded(task) {

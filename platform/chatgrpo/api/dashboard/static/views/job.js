@@ -4,7 +4,7 @@ import { get, post } from "../api.js";
 import { badge } from "../badge.js";
 import { h, setText } from "../dom.js";
 import { duration, percent } from "../format.js";
-import { guarded, poll } from "../live.js";
+import { follow, guarded } from "../live.js";
 import { curves } from "./curves.js";
 import { history } from "./history.js";
 import { log } from "./log.js";
@@ -69,7 +69,8 @@ export function show(root, { parts: [id, tab = ""] }) {
       await refresh();
     }));
   }
-  const stop = poll(refresh);
+  // Lines of a log come between the steps, and no event tells of them.
+  const stop = follow(tab === "log" ? [] : [`job:${jobId}`], refresh);
   return () => {
     stop();
     shown.stop?.();

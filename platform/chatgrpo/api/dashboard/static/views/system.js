@@ -3,7 +3,8 @@
 import { get } from "../api.js";
 import { h, keyed, setText, table } from "../dom.js";
 import { bytes, duration, number, percent } from "../format.js";
-import { poll } from "../live.js";
+import { follow } from "../live.js";
+import { listen } from "../socket.js";
 
 export function show(root) {
   const alerts = h("ul", { class: "alerts", "aria-live": "polite", "aria-label": "Alerts" });
@@ -12,18 +13,29 @@ export function show(root) {
   const facts = h("dl", { class: "facts" });
   root.append(h("h1", {}, "System"), alerts, facts, h("h2", {}, "Parts"), parts.node, h("h2", {}, "Machine"), machine,
     h("p", {}, h("a", { href: "/docs" }, "API reference"), " · ", h("a", { href: "/metrics" }, "Prometheus metrics")));
-  return poll(async () => {
-    const [status, metrics, found] = await Promise.all([
-      get("/api/v2/system/status"), get("/api/v2/metrics"), get("/api/v2/alerts"),
-    ]);
+  let status = null;
+  let alarms = [];
+  const draw = (metrics) => {
     // Parts that are down are told at once; the alert about them comes later and would say it twice.
     const down = metrics.alerts.filter((a) => a.component);
-    const firing = found.alerts.filter((a) => a.state === "firing" && !a.labels.component);
+    const firing = alarms.filter((a) => a.state === "firing" && !a.labels.component);
     keyed(alerts, [...down, ...firing], (a) => `${a.name} ${a.component ?? JSON.stringify(a.labels)}`, alert);
-    keyed(parts.body, Object.entries(status.components), ([name]) => name, part);
+    keyed(parts.body, Object.entries(metrics.components), ([name]) => name, part);
     keyed(machine, meters(metrics.system_metrics), (m) => m.name, meter);
     keyed(facts, figures(status, metrics), ([name]) => name, fact);
+  };
+  const deaf = listen(["metrics"], (metrics) => status && draw(metrics));
+  const stop = follow(["alerts"], async () => {
+    const [now, metrics, found] = await Promise.all([
+      get("/api/v2/system/status"), get("/api/v2/metrics"), get("/api/v2/alerts"),
+    ]);
+    [status, alarms] = [now, found.alerts];
+    draw(metrics);
   });
+  return () => {
+    stop();
+    deaf();
+  };
 }
 
 function figures(status, { api_metrics: api, chat_metrics: chat }) {
