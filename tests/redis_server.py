@@ -22,7 +22,7 @@ class RedisServer:
         self.folder = folder
         self._settings = settings
         self._process: subprocess.Popen[bytes] | None = None
-        self.port = _free_port()
+        self.port = free_port()
 
     @property
     def url(self) -> str:
@@ -68,7 +68,7 @@ class RedisServer:
         return newest
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Below the range that clients' own ends are taken from: a client that keeps calling a dead server on such a port
     may end up connected to itself."""
     while True:

@@ -86,10 +86,16 @@ class History:
     def ops(self) -> list[Op]:
         return list(self._ops.values())
 
+    @property
+    def num_answered(self) -> int:
+        return sum(op.is_answered for op in self._ops.values())
 
-async def final_state(conversations: Conversations, names: Sequence[str] = NAMES) -> dict[str, list[str]]:
+
+async def final_state(
+    conversations: Conversations, names: Sequence[str] = NAMES, *, tenant: str = TENANT
+) -> dict[str, list[str]]:
     found = {}
     for name in names:
-        window = await conversations.read_recent(name, tenant=TENANT, max_messages=100_000, level=Consistency.STRONG)
+        window = await conversations.read_recent(name, tenant=tenant, max_messages=100_000, level=Consistency.STRONG)
         found[name] = [message.content for message in window.messages]
     return found

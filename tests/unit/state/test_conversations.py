@@ -12,7 +12,7 @@ from chatgrpo.messages import assistant, user
 from chatgrpo.state.consistency import Consistency, SessionToken
 from chatgrpo.state.conversations import Conversations
 from chatgrpo.state.limits import Limits
-from chatgrpo.state.store import Store
+from chatgrpo.state.store import Head, Key, Store, Write
 from chatgrpo.state.tiered import TieredStore
 from tests.fakes import FakeClock
 
@@ -186,6 +186,16 @@ async def test_idle_conversations_expire_and_are_swept(conversations: Conversati
     assert await conversations.sweep() == 1
     again = await conversations.create("a", tenant=TENANT)
     assert again.num_messages == 0
+
+
+async def test_the_sweep_takes_whatever_else_has_expired(conversations: Conversations, clock: FakeClock) -> None:
+    store, other = conversations.tiers.store, Key(TENANT, "kept_answer", "k")
+    head = Head(version=0, data=b"{}", expires_at=clock.now() + 5)
+    await store.append(other, Write(head=head, records=(b"",), based_on=0))
+    assert await conversations.sweep() == 0
+    clock.advance(5)
+    assert await conversations.sweep() == 1
+    assert await store.tail(other, 0) is None
 
 
 async def test_an_expired_id_may_be_used_again_before_the_sweep(conversations: Conversations, clock: FakeClock) -> None:

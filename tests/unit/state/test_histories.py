@@ -168,7 +168,7 @@ async def test_without_invalidation_reads_are_old_and_the_checkers_say_so(
     stores: list[Store], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The token would notice a copy that is behind it; here the checkers are on trial.
-    monkeypatch.setattr("chatgrpo.state.conversations.check_nothing_lost", lambda *_: None)
+    monkeypatch.setattr("chatgrpo.state.conversation_logs.check_nothing_lost", lambda *_: None)
     ops, _ = await play([Deaf(store) for store in stores], Consistency.CAUSAL, num_ops=80)
     assert "does not see" in str(causal_order(ops))
     assert "went back" in str(session_order(ops))
@@ -177,7 +177,7 @@ async def test_without_invalidation_reads_are_old_and_the_checkers_say_so(
 async def test_without_invalidation_strong_reads_from_the_cache_are_not_linearizable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("chatgrpo.state.conversations.check_nothing_lost", lambda *_: None)
+    monkeypatch.setattr("chatgrpo.state.conversation_logs.check_nothing_lost", lambda *_: None)
     tiers = [Deaf(SqliteStore(tmp_path / "state.db")) for _ in range(3)]
     ops, _ = await play(tiers, Consistency.STRONG)
     assert "no order explains" in str(linearizable(ops))

@@ -80,15 +80,6 @@ def workers(tmp_path: Path) -> Iterator[Callable[[str, Consistency], Workers]]:
         each.end()
 
 
-@pytest.fixture
-def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
-    folder = tmp_path / "redis"
-    folder.mkdir()
-    server = RedisServer(folder).start()
-    yield server
-    server.kill()
-
-
 async def begin(address: str) -> None:
     conversations = await open_conversations(address, is_audited=False)
     for name in NAMES:
