@@ -36,7 +36,7 @@ FIRST: Final = "0" * 64
 CHUNK: Final = 500
 MAX_BATCH: Final = 256
 MAX_ATTEMPTS: Final = 100
-NOTE_S: Final = 0.01
+NOTE_S: Final = 0.02
 """How long a noted entry waits for others before they are written together."""
 MAX_NOTED: Final = 4096
 """Noted entries that may wait; beyond, whoever acts waits with them."""
@@ -119,7 +119,7 @@ class AuditTrail:
         self._waiting: list[_Waiting] = []
         self._writer: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._has_failed = False
+        self._is_due = self._has_failed = False
         self._end: tuple[AuditEntry | None, int] | None = None
 
     async def record(
@@ -205,12 +205,15 @@ class AuditTrail:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._is_due = True
         if self._writer is None or self._writer.done():
             self._writer = asyncio.get_running_loop().create_task(self._write_waiting())
 
     async def _write_waiting(self) -> None:
-        while self._waiting:
+        # What is noted during a write waits for its own time, so that a slow disk is not asked again at once.
+        while self._is_due and self._waiting:
             batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
+            self._is_due = bool(self._waiting)
             try:
                 await self._write([waiting.fields for waiting in batch])
             except Exception as error:  # noqa: BLE001 (handed to whoever waits for the entry)
@@ -224,6 +227,7 @@ class AuditTrail:
     def _fail(self, batch: list[_Waiting], error: Exception) -> None:
         """Tells those who wait; noted entries stay in line. Said once an outage: nobody else hears that they wait."""
         self._waiting = [waiting for waiting in batch if waiting.done is None]
+        self._is_due = False
         if self._waiting and not self._has_failed:
             logger.error("audit entries wait for the store num=%d: %s", len(self._waiting), error)
         self._has_failed = True

@@ -21,18 +21,20 @@ from chatgrpo.api.live import create_live_app
 from chatgrpo.api.operations import Operations
 from chatgrpo.api.route_table import ROUTES
 from chatgrpo.api.services import Services
+from chatgrpo.config import PlatformConfig
 from chatgrpo.gateway.gateway import Gateway
 from chatgrpo.monitoring.reporter import report_forever
 from chatgrpo.monitoring.requests import RequestTotals
 
+# The most frequent first: routers are asked in this order.
 ROUTERS: tuple[APIRouter, ...] = (
+    openai.router,
+    chat.router,
     train.router,
     jobs.router,
-    chat.router,
     conversations.router,
     snapshots.router,
     models.router,
-    openai.router,
     keys.router,
     operations.router,
     alerts.router,
@@ -45,16 +47,17 @@ def _is_not_traced(scope: MutableMapping[str, Any]) -> bool:
     return path in {"/", "/metrics", "/api/v2/health"} or path.startswith("/dashboard/")
 
 
-# FastAPI's own: a span for every request, whose parent is the caller's `traceparent`. Its metrics would be ours twice,
-# and its logs would quote what was sent.
-TELEMETRY: TelemetryConfig = {
-    "tracing": True,
-    "metrics": False,
-    "logs": False,
-    "operation_spans": False,
-    "auto_configure": False,
-    "exclude": _is_not_traced,
-}
+def telemetry_of(config: PlatformConfig) -> TelemetryConfig:
+    """FastAPI's own: a span for every request, whose parent is the caller's `traceparent`. Its metrics would be ours
+    twice, and its logs would quote what was sent. Spans that nobody collects are not made."""
+    return {
+        "tracing": config.otlp_endpoint is not None,
+        "metrics": False,
+        "logs": False,
+        "operation_spans": False,
+        "auto_configure": False,
+        "exclude": _is_not_traced,
+    }
 
 
 def gateway_of(services: Services) -> Gateway:
@@ -87,7 +90,7 @@ def create_app(services: Services) -> FastAPI:
         summary="Conversational agents that get better by reinforcement learning.",
         middleware=[*gateway.middleware(), Middleware(BodyLimit, max_bytes=services.config.max_body_bytes)],
         lifespan=closing,
-        telemetry=TELEMETRY,
+        telemetry=telemetry_of(services.config),
     )
     app.state.services = services
     app.state.metrics = metrics

@@ -32,11 +32,11 @@ ConversationId = Annotated[str, Path(description="Id of a conversation.", min_le
 Level = Annotated[Consistency | None, Query(alias="consistency", description="What the read must have seen.")]
 
 
-def _session(x_session_token: Annotated[str | None, Header(max_length=8192)] = None) -> SessionToken:
+async def _session(x_session_token: Annotated[str | None, Header(max_length=8192)] = None) -> SessionToken:
     return SessionToken.parse(x_session_token)
 
 
-def _if_match(if_match: Annotated[str | None, Header(description='A version, as in "7".')] = None) -> int | None:
+async def _if_match(if_match: Annotated[str | None, Header(description='A version, as in "7".')] = None) -> int | None:
     if if_match is None or if_match.strip() == "*":
         return None
     text = if_match.strip().removeprefix("W/").strip('"')

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from fastapi import Request
 
 from chatgrpo.errors import PlatformError
 
 T = TypeVar("T")
+
+WATCH_AFTER_S: Final = 0.02
+"""Work that takes less is not worth watching for: most answers need no second task."""
 
 
 class ClientGone(PlatformError):
@@ -23,19 +26,45 @@ class ClientGone(PlatformError):
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """The result of `work`, which is cancelled when the client disconnects first (then ClientGone is raised).
     The request's body must have been read."""
-    working = asyncio.ensure_future(work)
-    watching = asyncio.ensure_future(_gone(request))
+    watch = _Watch(request)
     try:
-        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientGone("the client left before the answer was ready")
-        return working.result()
-    finally:
-        for task in (working, watching):
-            task.cancel()
-        await asyncio.gather(working, watching, return_exceptions=True)
+        try:
+            return await work
+        finally:
+            await watch.end()
+    except asyncio.CancelledError:
+        # Who else cancelled this task (a deadline, a revoked key) is told so.
+        if not watch.is_gone:
+            raise
+        watch.task.uncancel()
+        raise ClientGone("the client left before the answer was ready") from None
 
 
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+class _Watch:
+    """Cancels the task that made it once the client is gone."""
+
+    def __init__(self, request: Request) -> None:
+        task = asyncio.current_task()
+        assert task is not None, "requests are answered in tasks"
+        self.task = task
+        self.is_gone = False
+        self._request = request
+        self._watching: asyncio.Task[None] | None = None
+        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._begin)
+
+    async def end(self) -> None:
+        self._timer.cancel()
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.wait({self._watching})
+        if self.is_gone:
+            await asyncio.sleep(0)  # a cancellation that came in the last moment arrives here, and nowhere later
+
+    def _begin(self) -> None:
+        self._watching = asyncio.get_running_loop().create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while (await self._request.receive())["type"] != "http.disconnect":
+            pass
+        self.is_gone = True
+        self.task.cancel()

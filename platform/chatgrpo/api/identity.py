@@ -15,4 +15,8 @@ def owner_of(connection: HTTPConnection) -> str:
     return str(connection.scope.get("state", {}).get("owner", LOCAL_TENANT))
 
 
-Owner = Annotated[str, Depends(owner_of)]
+async def _owner(connection: HTTPConnection) -> str:
+    return owner_of(connection)
+
+
+Owner = Annotated[str, Depends(_owner)]

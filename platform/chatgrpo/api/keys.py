@@ -54,17 +54,17 @@ class Keys(BaseModel):
     keys: list[KeyView]
 
 
-def _gateway(connection: HTTPConnection) -> Gateway:
+async def _gateway(connection: HTTPConnection) -> Gateway:
     gateway = connection.app.state.gateway
     assert isinstance(gateway, Gateway)
     return gateway
 
 
-def _keyring(gateway: Annotated[Gateway, Depends(_gateway)]) -> Keyring:
+async def _keyring(gateway: Annotated[Gateway, Depends(_gateway)]) -> Keyring:
     return gateway.keyring
 
 
-def _minter(connection: HTTPConnection) -> Identity:
+async def _minter(connection: HTTPConnection) -> Identity:
     identity = connection.state.identity
     assert isinstance(identity, Identity)
     if identity.key_id is None:

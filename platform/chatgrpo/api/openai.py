@@ -171,6 +171,24 @@ class _Piece:
 async def _merged(call: _Call) -> AsyncGenerator[_Piece, None]:
     """The pieces of all replies as they come. Ending it early cancels those still being written; what was not written
     is given back."""
+    num_tokens = 0
+    try:
+        async with aclosing(_only(call) if len(call.params) == 1 else _together(call)) as pieces:
+            async for piece in pieces:
+                num_tokens += piece.delta.num_tokens
+                yield piece
+    finally:
+        await call.tokens.settle(num_tokens)
+
+
+async def _only(call: _Call) -> AsyncGenerator[_Piece, None]:
+    """Most calls want one reply: no tasks, no queue."""
+    async with aclosing(call.speak(0)) as deltas:
+        async for delta in deltas:
+            yield _Piece(0, delta)
+
+
+async def _together(call: _Call) -> AsyncGenerator[_Piece, None]:
     queue: asyncio.Queue[_Piece | None] = asyncio.Queue(maxsize=16)
 
     async def write(index: int) -> None:
@@ -186,17 +204,14 @@ async def _merged(call: _Call) -> AsyncGenerator[_Piece, None]:
 
     writers = [asyncio.create_task(write(i)) for i in range(len(call.params))]
     writing = asyncio.create_task(write_all())
-    num_tokens = 0
     try:
         while (piece := await queue.get()) is not None:
-            num_tokens += piece.delta.num_tokens
             yield piece
         await writing
     finally:
         for task in (*writers, writing):
             task.cancel()
         await asyncio.gather(*writers, writing, return_exceptions=True)
-        await call.tokens.settle(num_tokens)
 
 
 async def _first(pieces: AsyncGenerator[_Piece, None]) -> _Piece:

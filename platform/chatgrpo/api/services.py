@@ -163,7 +163,8 @@ class Services:
     monitor: MonitorService = field(default_factory=_own_monitor)
 
 
-def services_of(connection: HTTPConnection) -> Services:
+async def services_of(connection: HTTPConnection) -> Services:
+    """A coroutine, as all dependencies here are: FastAPI runs any other in a thread, which costs ten times as much."""
     services = connection.app.state.services
     assert isinstance(services, Services)
     return services

@@ -32,7 +32,7 @@ class Meter:
         self.metric = metric
         self._made = kinds[metric.kind](metric.name, metric.help, **options)
         self._dropped = dropped
-        self._seen: set[tuple[str, ...]] = set()
+        self._children: dict[tuple[str, ...], Any] = {}
 
     def inc(self, amount: float = 1.0, **labels: str) -> None:
         self._child(labels).inc(amount)
@@ -45,19 +45,20 @@ class Meter:
         self._child(labels).observe(value, {"trace_id": trace_id} if trace_id else None)
 
     def _child(self, labels: dict[str, str]) -> Any:
-        if set(labels) != set(self.metric.labels):
+        if labels.keys() != set(self.metric.labels):
             raise InvalidRequest(f"{self.metric.name} has the labels {self.metric.labels}, got {tuple(labels)}")
         if not labels:
             return self._made
         values = tuple(str(labels[name]) for name in self.metric.labels)
-        if values not in self._seen:
-            if len(self._seen) >= MAX_LABEL_SETS:
-                if self._dropped is not None:
-                    self._dropped.inc(metric=self.metric.name)
-                values = (OTHER,) * len(values)
-            else:
-                self._seen.add(values)
-        return self._made.labels(*values)
+        child = self._children.get(values)
+        if child is not None:
+            return child
+        if len(self._children) >= MAX_LABEL_SETS:
+            if self._dropped is not None:
+                self._dropped.inc(metric=self.metric.name)
+            return self._made.labels(*(OTHER,) * len(values))
+        child = self._children[values] = self._made.labels(*values)
+        return child
 
 
 class Meters:

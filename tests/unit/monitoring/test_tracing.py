@@ -18,8 +18,9 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from chatgrpo.api.app import TELEMETRY
+from chatgrpo.api.app import telemetry_of
 from chatgrpo.compat import monitor_async_function, monitoring
+from chatgrpo.config import PlatformConfig
 from chatgrpo.monitoring import tracing
 from chatgrpo.monitoring.requests import MeasureRequests, RequestMetrics
 from chatgrpo.monitoring.tracing import carrier, make_provider, stream_span, trace_operation
@@ -132,7 +133,7 @@ async def test_one_connected_trace_reaches_a_receiver(
     provider = make_provider("api", otlp_endpoint=address)
     monkeypatch.setattr(tracing, "tracer", lambda: provider.get_tracer("test"))
     metrics = RequestMetrics()
-    app = FastAPI(telemetry={**TELEMETRY, "tracer_provider": provider})
+    app = FastAPI(telemetry={**telemetry_of(PlatformConfig(otlp_endpoint=address)), "tracer_provider": provider})
     app.add_middleware(MeasureRequests, metrics=metrics)
 
     @app.get("/api/v2/chat/{name}")
