@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import signal
 import socket
 import threading
 from collections.abc import Iterator
@@ -16,9 +19,14 @@ from websockets.sync.client import connect
 from chatgrpo.client import Client
 from chatgrpo.config import PlatformConfig
 from chatgrpo.errors import Conflict, InvalidRequest, NotFound
+from chatgrpo.state.consistency import Consistency
+from tests.gateway_process import HttpConversations
+from tests.histories import linearizable, nothing_lost, settled
+from tests.state_clients import NAMES, History, final_state, run_client
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
+API_REPLICA = "SERVE_REPLICA::api#Api#"
 JOB = {
     "experiment_name": "two steps",
     "model": "tiny",
@@ -134,6 +142,37 @@ def test_the_live_socket_answers_with_the_apis_figures(url: str) -> None:
                 assert got["data"]["api_metrics"]["total_requests"] > 0
         ws.send(json.dumps({"type": "job_status", "job_id": "nobody"}))
         assert json.loads(ws.recv(timeout=30))["data"]["code"] == "not_found"
+
+
+async def test_a_killed_replica_of_the_api_loses_nothing_it_acknowledged(url: str) -> None:
+    import ray
+
+    (name,) = (n for n in ray.util.list_named_actors(all_namespaces=True) if n["name"].startswith(API_REPLICA))
+    replica = ray.get_actor(**name)
+    pid = await replica.__ray_call__.remote(lambda _: os.getpid())
+    history = History()
+
+    async def kill() -> None:
+        while history.num_answered < 40:  # noqa: ASYNC110 (clients of this loop make the progress)
+            await asyncio.sleep(0.005)
+        os.kill(pid, signal.SIGKILL)
+
+    async with httpx.AsyncClient(timeout=60) as http:
+        # Serve's proxy answers 500 for a replica that dies while it works.
+        conversations = HttpConversations(http, url, down=(500, 503))
+        for name in NAMES:
+            await conversations.create(name)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(kill())
+            for i in range(3):
+                group.create_task(
+                    run_client(
+                        f"c{i}", [conversations], level=Consistency.STRONG, num_ops=40, seed=i, note=history.note
+                    )
+                )
+        final = await final_state(conversations)
+    assert nothing_lost(history.ops, final) is None
+    assert linearizable(settled(history.ops, final)) is None
 
 
 def test_a_job_is_trained_followed_and_spoken_to(client: Client) -> None:
