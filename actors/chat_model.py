@@ -13,7 +13,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from chatgrpo.config import PlatformConfig
-from chatgrpo.errors import PlatformError, Unavailable
+from chatgrpo.errors import Overloaded, PlatformError, Unavailable
 from chatgrpo.inference import models
 from chatgrpo.inference.chat_runner import ChatRunner, Speaker
 from chatgrpo.inference.deltas import ChatDelta
@@ -110,7 +110,7 @@ def translated(error: Exception) -> Exception:
     if isinstance(error, RayTaskError):
         return error.cause if isinstance(error.cause, PlatformError) else error
     if isinstance(error, BackPressureError):
-        return Unavailable("all chat replicas are busy and their queues are full; try again", retry_after_s=2.0)
+        return Overloaded("all chat replicas are busy and their queues are full; try again", retry_after_s=2.0)
     if isinstance(error, RayActorError | DeploymentUnavailableError):
         return Unavailable("the chat model is being restarted; try again in a moment", retry_after_s=2.0)
     return error

@@ -111,6 +111,12 @@ class Unavailable(PlatformError):
         return self.message
 
 
+class Overloaded(Unavailable):
+    """There is more to do than can be done. Trying again at once makes it worse."""
+
+    code = "overloaded"
+
+
 class DeadlineExceeded(PlatformError):
     status = 504
     code = "deadline_exceeded"

@@ -17,10 +17,12 @@ from chatgrpo.api import alerts, chat, conversations, jobs, keys, models, openai
 from chatgrpo.api.body_limit import BodyLimit
 from chatgrpo.api.dashboard.site import add_dashboard
 from chatgrpo.api.errors import handle_errors
+from chatgrpo.api.guarded_chat import GuardedChat
 from chatgrpo.api.live import create_live_app
 from chatgrpo.api.operations import Operations
+from chatgrpo.api.replies import Replies
 from chatgrpo.api.route_table import ROUTES
-from chatgrpo.api.services import Services
+from chatgrpo.api.services import ChatService, Services
 from chatgrpo.config import PlatformConfig
 from chatgrpo.gateway.gateway import Gateway
 from chatgrpo.monitoring.reporter import report_forever
@@ -65,6 +67,12 @@ def gateway_of(services: Services) -> Gateway:
     return Gateway.of(services.config, routes=ROUTES, clock=services.clock)
 
 
+def replies_over(chat: ChatService, gateway: Gateway) -> Replies:
+    """What models say, guarded as the gateway's settings tell."""
+    config = gateway.config.resilience
+    return Replies(GuardedChat(chat, gateway.circuits, config=config), gateway.ladder, config=config)
+
+
 def create_app(services: Services) -> FastAPI:
     """The whole API over `services`, with the live socket under /ws. Needs no Ray."""
     gateway = gateway_of(services)
@@ -99,6 +107,7 @@ def create_app(services: Services) -> FastAPI:
     handle_errors(app)
     for router in ROUTERS:
         app.include_router(router)
+    app.state.replies = replies_over(services.chat, gateway)
     add_dashboard(app)
     app.mount("/ws", create_live_app(services, app.state.operations))
     return app

@@ -16,6 +16,7 @@ from chatgrpo.api.errors import RESPONSES
 from chatgrpo.api.exchanges import Exchange, Reply, keep_exchange, open_exchange
 from chatgrpo.api.identity import Owner
 from chatgrpo.api.models import require_model
+from chatgrpo.api.replies import Replies, RepliesOf
 from chatgrpo.api.services import Services, ServicesOf
 from chatgrpo.api.sse import Event, event_stream
 from chatgrpo.config import PlatformConfig
@@ -76,6 +77,7 @@ class _Call:
     """A validated request, on its way."""
 
     services: Services
+    replies: Replies
     exchange: Exchange
     model: str
     strategy: str
@@ -84,7 +86,7 @@ class _Call:
     started_s: float
 
     def speak(self) -> AsyncGenerator[ChatDelta, None]:
-        return self.services.chat.stream(self.model, self.exchange.prompt, self.params)
+        return self.replies.stream(self.model, self.exchange.prompt, self.params)
 
 
 @router.post(
@@ -92,7 +94,7 @@ class _Call:
     response_model=ChatResponse,
     responses={200: {"content": {"text/event-stream": {}}, "description": "The reply, whole or as events."}},
 )
-async def chat(request: Request, body: ChatRequest, services: ServicesOf, owner: Owner) -> Response:
+async def chat(request: Request, body: ChatRequest, services: ServicesOf, replies: RepliesOf, owner: Owner) -> Response:
     """Says something and returns the reply. The exchange is kept once its last token is out; a client that leaves
     earlier cancels it and nothing is kept."""
     started_s = services.clock.monotonic()
@@ -109,6 +111,7 @@ async def chat(request: Request, body: ChatRequest, services: ServicesOf, owner:
     )
     call = _Call(
         services=services,
+        replies=replies,
         exchange=exchange,
         model=model,
         strategy=body.strategy,

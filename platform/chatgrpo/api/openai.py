@@ -22,6 +22,7 @@ from chatgrpo.api.exchanges import Reply
 from chatgrpo.api.identity import Owner
 from chatgrpo.api.models import list_models as list_own_models
 from chatgrpo.api.models import require_model
+from chatgrpo.api.replies import Replies, RepliesOf
 from chatgrpo.api.services import Services, ServicesOf
 from chatgrpo.api.sse import Event, event_stream
 from chatgrpo.errors import InvalidRequest, NotFound
@@ -103,7 +104,7 @@ class CompletionRequest(BaseModel):
 class _Call:
     """A validated request. Reply i is written with params[i]."""
 
-    services: Services
+    replies: Replies
     model: str
     messages: tuple[Message, ...]
     params: tuple[SamplingParams, ...]
@@ -112,7 +113,7 @@ class _Call:
     completion_id: str
 
     def speak(self, index: int) -> AsyncGenerator[ChatDelta, None]:
-        return self.services.chat.stream(self.model, self.messages, self.params[index])
+        return self.replies.stream(self.model, self.messages, self.params[index])
 
     def answer(self, kind: str, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
         head = {"id": self.completion_id, "object": kind, "created": self.created, "model": self.model}
@@ -124,12 +125,14 @@ class _Call:
     response_model=None,
     responses={200: {"content": {"application/json": {}, "text/event-stream": {}}, "description": "OpenAI's shapes."}},
 )
-async def complete(request: Request, body: CompletionRequest, services: ServicesOf, owner: Owner) -> Response:
+async def complete(
+    request: Request, body: CompletionRequest, services: ServicesOf, replies: RepliesOf, owner: Owner
+) -> Response:
     """Writes the next message. A client that leaves cancels it."""
     params = _params(body, services)
     await require_model(services, body.model, owner=owner)
     call = _Call(
-        services=services,
+        replies=replies,
         model=body.model,
         messages=tuple(message.message() for message in body.messages),
         params=params,

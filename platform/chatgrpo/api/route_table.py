@@ -36,6 +36,11 @@ def _talk(path: str, permission: Permission, audit: str, *, timeout: float = 60.
     return _act(path, permission, audit, timeout=timeout).model_copy(update={"is_audit_strict": False})
 
 
+def _shed_first(row: RouteConfig) -> RouteConfig:
+    """What concerns training makes room for chat when replies pile up."""
+    return row.model_copy(update={"is_shed_first": True})
+
+
 def _old(path: str, successor: str, *methods: str) -> RouteConfig:
     return RouteConfig.model_validate({"path": path, "successor": successor, "methods": methods})
 
@@ -56,13 +61,14 @@ ROUTES: tuple[RouteConfig, ...] = (
     *map(_public, ("/api/v2/health", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json")),
     # The dashboard's files hold no data; what they show is asked for with the reader's own key.
     *map(_public, ("/", "/dashboard/{file:path}")),
-    _act("/api/v2/train", Permission.JOBS_WRITE, "job.submit"),
+    _shed_first(_act("/api/v2/train", Permission.JOBS_WRITE, "job.submit")),
     _read(_JOBS, Permission.JOBS_READ),
     _read(_JOB, Permission.JOBS_READ),
     _act(_JOB, Permission.JOBS_WRITE, "job.cancel", methods=("DELETE",)),
-    *(_act(f"{_JOB}/{act}", Permission.JOBS_WRITE, f"job.{act}") for act in ("cancel", "pause", "resume", "retry")),
+    *(_act(f"{_JOB}/{act}", Permission.JOBS_WRITE, f"job.{act}") for act in ("cancel", "pause")),
+    *(_shed_first(_act(f"{_JOB}/{act}", Permission.JOBS_WRITE, f"job.{act}")) for act in ("resume", "retry")),
     *(
-        _read(f"{_JOB}/{part}", Permission.JOBS_READ)
+        _shed_first(_read(f"{_JOB}/{part}", Permission.JOBS_READ))
         for part in ("events", "checkpoints", "metrics", "trajectories", "logs")
     ),
     _talk("/api/v2/chat", Permission.CHAT, "chat.send", timeout=_REPLY_S),

@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, m
 
 from chatgrpo.gateway.roles import Permission, Role
 
+from chatgrpo.resilience.config import ResilienceConfig
 Method = Annotated[
     Literal["GET", "POST", "PUT", "PATCH", "DELETE", "WEBSOCKET"],
     BeforeValidator(lambda value: value.upper() if isinstance(value, str) else value),
@@ -42,6 +43,10 @@ class RouteConfig(BaseModel):
     )
 
     @model_validator(mode="after")
+    is_shed_first: bool = Field(
+        False, description="Refused (503) first when replies pile up: training-side requests make room for chat."
+    )
+
     def _caches_only_get(self) -> Self:
         if self.cache_ttl and set(self.methods) != {"GET"}:
             raise ValueError(f"cache_ttl: only answers to GET can be told again, and methods are {list(self.methods)}")
@@ -115,4 +120,8 @@ class GatewayConfig(BaseModel):
 
     def model_post_init(self, _: Any) -> None:
         if self.key_pepper is not None and len(self.key_pepper.get_secret_value()) < 16:
+    resilience: ResilienceConfig = Field(
+        default_factory=ResilienceConfig,
+        description="Breakers, retries, deadlines of replies, what is shed under load.",
+    )
             raise ValueError("key_pepper: needs 16 characters or more")

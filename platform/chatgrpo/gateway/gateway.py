@@ -19,6 +19,8 @@ from chatgrpo.errors import InvalidRequest
 from chatgrpo.gateway.api_keys import Keyring
 from chatgrpo.gateway.audited import Audited
 from chatgrpo.gateway.authenticate import Authenticate
+from chatgrpo.gateway.circuit_store import CircuitStore
+from chatgrpo.gateway.circuits import Circuits
 from chatgrpo.gateway.client_address import ClientAddress
 from chatgrpo.gateway.config import GatewayConfig, RouteConfig
 from chatgrpo.gateway.counters import Counters, MemoryCounters
@@ -33,8 +35,10 @@ from chatgrpo.gateway.response_cache import CacheStore, ResponseCache
 from chatgrpo.gateway.response_headers import ResponseHeaders
 from chatgrpo.gateway.routes import RequireRow, RouteTable
 from chatgrpo.gateway.shared_store import SharedStore
+from chatgrpo.gateway.shedding import ShedFirst
 from chatgrpo.gateway.threats import ThreatWatch, TurnAway
 from chatgrpo.monitoring.requests import MeasureRequests, RequestMetrics
+from chatgrpo.resilience.ladder import Ladder
 from chatgrpo.state.stores import open_store
 
 STATE_DB = "state.db"
@@ -67,6 +71,9 @@ class Gateway:
         registry = self.metrics.registry if self.metrics else None
         self.threats = ThreatWatch(self.config.threats, clock=clock, registry=registry)
         self.cache = CacheStore(clock, registry=registry)
+        resilience = self.config.resilience
+        self.ladder = Ladder(resilience.ladder, registry=registry)
+        self.circuits = Circuits(CircuitStore(self.store), config=resilience.breaker, clock=clock, registry=registry)
         self.counters = counters_of(self.config, redis_url, home, clock)
         self.keyring = Keyring(self.store, pepper=pepper_of(self.config, home), clock=clock)
 
@@ -101,6 +108,7 @@ class Gateway:
                 Middleware(Audited, open_trail=self.store.trail),
                 Middleware(Authenticate, keyring=self.keyring, always=always),
                 Middleware(RateLimit, rules=self.config.limits, counters=self.counters),
+                Middleware(ShedFirst, ladder=self.ladder),
                 Middleware(ResponseCache, store=self.cache),
             ]
         return [*found, Middleware(Deadline)]
