@@ -22,11 +22,12 @@ import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.serve import Deployment
+from ray.serve.config import RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
 from actors.agent_port import any_agent_port
-from actors.chat_model import ChatClient, ChatModel
+from actors.chat_model import MAX_ONGOING, ChatClient, ChatModel
 from actors.conversation_store import ConversationClient, start_conversation_shards
 from actors.job_scheduler import JobClient, start_job_scheduler
 from actors.metrics_hub import MonitorClient, start_metrics_hub
@@ -101,9 +102,13 @@ def build_api(platform: PlatformConfig) -> serve.Application:
     """The API and the models behind it."""
     chat = _deployment(
         ChatModel,
-        # As many as one engine decodes at once; more wait in line, and beyond that are told to come back.
-        max_ongoing_requests=64,
+        max_ongoing_requests=MAX_ONGOING,
         max_queued_requests=512,
+        request_router_config=RequestRouterConfig(
+            request_router_class="actors.replica_routers.ReplicaRouter",
+            request_router_kwargs={"strategy": str(platform.gateway.balancing)},
+            request_routing_stats_period_s=2.0,
+        ),
         ray_actor_options={"runtime_env": {"env_vars": _thread_env(platform.chat_threads)}},
     ).bind(platform)
     return _deployment(Api, max_ongoing_requests=1000).bind(platform, chat)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncGenerator, Sequence
 from functools import partial
 from typing import Any, cast
 
+import psutil
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from chatgrpo.config import PlatformConfig
-from chatgrpo.errors import Overloaded, PlatformError, Unavailable
+from chatgrpo.errors import PlatformError, Unavailable
 from chatgrpo.inference import models
 from chatgrpo.inference.chat_runner import ChatRunner, Speaker
 from chatgrpo.inference.deltas import ChatDelta
@@ -23,6 +25,9 @@ from chatgrpo.monitoring.process import observe_process
 from chatgrpo.monitoring.tracing import carrier, stream_span
 
 logger = logging.getLogger(__name__)
+
+# As many as one engine decodes at once; more wait in line, and beyond that are told to come back.
+MAX_ONGOING = 64
 
 
 def load_speaker(platform: PlatformConfig, name: str) -> Speaker:
@@ -49,6 +54,17 @@ def load_speaker(platform: PlatformConfig, name: str) -> Speaker:
     )
 
 
+def memory_shares() -> list[float]:
+    """How full (0 to 1) the memory of this machine is, and that of its GPU if it has one."""
+    import torch
+
+    shares = [psutil.virtual_memory().percent / 100]
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        shares.append(1 - free / total)
+    return shares
+
+
 class ChatModel:
     """One replica: several loaded models, one thread, one batch a model."""
 
@@ -56,6 +72,8 @@ class ChatModel:
         import torch
 
         observe_process(platform, "model")
+        # Of this node, not of the one where the settings were read.
+        self._weight = float(os.environ.get("CHATGRPO_CHAT_WEIGHT", platform.chat_weight))
         torch.set_num_threads(platform.chat_threads)
         # A default model that cannot be had fails the deployment; loading it must not hold up the API.
         models.check_available(platform.default_model, runs_dir=platform.runs_dir)
@@ -71,6 +89,11 @@ class ChatModel:
 
     async def status(self) -> dict[str, Any]:
         return self._runner.status()
+
+    async def record_routing_stats(self) -> dict[str, float]:
+        """Serve hands it to every router: what balancing goes by."""
+        share_of_batch = self._runner.status()["active_requests"] / MAX_ONGOING
+        return {"weight": self._weight, "load": max(share_of_batch, *memory_shares())}
 
     def __del__(self) -> None:
         # Serve calls it when the replica shuts down; absent when the constructor failed.
@@ -110,7 +133,7 @@ def translated(error: Exception) -> Exception:
     if isinstance(error, RayTaskError):
         return error.cause if isinstance(error.cause, PlatformError) else error
     if isinstance(error, BackPressureError):
-        return Overloaded("all chat replicas are busy and their queues are full; try again", retry_after_s=2.0)
+        return Unavailable("all chat replicas are busy and their queues are full; try again", retry_after_s=2.0)
     if isinstance(error, RayActorError | DeploymentUnavailableError):
         return Unavailable("the chat model is being restarted; try again in a moment", retry_after_s=2.0)
     return error

@@ -73,6 +73,9 @@ class PlatformConfig(BaseSettings):
     )
     max_models_per_replica: int = Field(2, ge=1, description="Models one chat replica keeps loaded (least recent out).")
     chat_threads: int = Field(1, ge=1, description="CPU threads of one chat replica.")
+    chat_weight: float = Field(
+        1.0, gt=0, description="Share of this node's replicas under `gateway.balancing: weighted`."
+    )
     decoding_presets: dict[str, DecodingPreset] = Field(
         default_factory=_presets, description="What `strategy` in a chat request can name; `default` must be there."
     )

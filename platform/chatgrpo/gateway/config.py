@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 
+from chatgrpo.gateway.balancing import Strategy
 from chatgrpo.gateway.roles import Permission, Role
 
-from chatgrpo.resilience.config import ResilienceConfig
 Method = Annotated[
     Literal["GET", "POST", "PUT", "PATCH", "DELETE", "WEBSOCKET"],
     BeforeValidator(lambda value: value.upper() if isinstance(value, str) else value),
@@ -43,10 +43,6 @@ class RouteConfig(BaseModel):
     )
 
     @model_validator(mode="after")
-    is_shed_first: bool = Field(
-        False, description="Refused (503) first when replies pile up: training-side requests make room for chat."
-    )
-
     def _caches_only_get(self) -> Self:
         if self.cache_ttl and set(self.methods) != {"GET"}:
             raise ValueError(f"cache_ttl: only answers to GET can be told again, and methods are {list(self.methods)}")
@@ -115,13 +111,12 @@ class GatewayConfig(BaseModel):
     counters: Literal["auto", "memory", "sqlite", "redis"] = Field(
         "auto", description="Where limits count. auto: redis with a `redis_url`, else a SQLite file for all replicas."
     )
+    balancing: Strategy = Field(
+        Strategy.LEAST_CONNECTIONS, description="Which replica of a model gets the next request."
+    )
     threats: ThreatConfig = Field(default_factory=ThreatConfig, description="Automatic and manual blocking.")
     routes: tuple[RouteConfig, ...] = Field((), description="Rows that replace those of the same path and method.")
 
     def model_post_init(self, _: Any) -> None:
         if self.key_pepper is not None and len(self.key_pepper.get_secret_value()) < 16:
-    resilience: ResilienceConfig = Field(
-        default_factory=ResilienceConfig,
-        description="Breakers, retries, deadlines of replies, what is shed under load.",
-    )
             raise ValueError("key_pepper: needs 16 characters or more")
