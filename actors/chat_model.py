@@ -14,14 +14,18 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
+from actors.reporting import report_process
 from chatgrpo.config import PlatformConfig
-from chatgrpo.errors import PlatformError, Unavailable
+from chatgrpo.errors import Overloaded, PlatformError, Unavailable
 from chatgrpo.inference import models
 from chatgrpo.inference.chat_runner import ChatRunner, Speaker
 from chatgrpo.inference.deltas import ChatDelta
 from chatgrpo.inference.engine import SamplingParams
 from chatgrpo.messages import Message
+from chatgrpo.monitoring.history import Row
+from chatgrpo.monitoring.merging import rows_of
 from chatgrpo.monitoring.process import observe_process
+from chatgrpo.monitoring.samples import of_chat, registry_of
 from chatgrpo.monitoring.tracing import carrier, stream_span
 
 logger = logging.getLogger(__name__)
@@ -78,6 +82,7 @@ class ChatModel:
         # A default model that cannot be had fails the deployment; loading it must not hold up the API.
         models.check_available(platform.default_model, runs_dir=platform.runs_dir)
         self._runner = ChatRunner(partial(load_speaker, platform), max_models=platform.max_models_per_replica)
+        self._reporting = report_process(self._rows)
         self._preload = asyncio.get_running_loop().create_task(self._runner.preload(platform.default_model))
 
     async def stream(
@@ -88,7 +93,10 @@ class ChatModel:
                 yield delta
 
     async def status(self) -> dict[str, Any]:
-        return self._runner.status()
+        return self._runner.status() | {"reports_itself": True}
+
+    def _rows(self) -> list[Row]:
+        return rows_of(registry_of(of_chat(self._runner.status())))
 
     async def record_routing_stats(self) -> dict[str, float]:
         """Serve hands it to every router: what balancing goes by."""
@@ -133,7 +141,7 @@ def translated(error: Exception) -> Exception:
     if isinstance(error, RayTaskError):
         return error.cause if isinstance(error.cause, PlatformError) else error
     if isinstance(error, BackPressureError):
-        return Unavailable("all chat replicas are busy and their queues are full; try again", retry_after_s=2.0)
+        return Overloaded("all chat replicas are busy and their queues are full; try again", retry_after_s=2.0)
     if isinstance(error, RayActorError | DeploymentUnavailableError):
         return Unavailable("the chat model is being restarted; try again in a moment", retry_after_s=2.0)
     return error

@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, m
 
 from chatgrpo.gateway.balancing import Strategy
 from chatgrpo.gateway.roles import Permission, Role
+from chatgrpo.resilience.config import ResilienceConfig
 
 Method = Annotated[
     Literal["GET", "POST", "PUT", "PATCH", "DELETE", "WEBSOCKET"],
@@ -40,6 +41,10 @@ class RouteConfig(BaseModel):
     audit: str | None = Field(None, description="Name of the act in the audit trail; null: not recorded.")
     is_audit_strict: bool = Field(
         True, description="Whether its entry is on disk before the answer; false: within hundredths of a second."
+    )
+
+    is_shed_first: bool = Field(
+        False, description="Refused (503) first when replies pile up: training-side requests make room for chat."
     )
 
     @model_validator(mode="after")
@@ -115,6 +120,10 @@ class GatewayConfig(BaseModel):
         Strategy.LEAST_CONNECTIONS, description="Which replica of a model gets the next request."
     )
     threats: ThreatConfig = Field(default_factory=ThreatConfig, description="Automatic and manual blocking.")
+    resilience: ResilienceConfig = Field(
+        default_factory=ResilienceConfig,
+        description="Breakers, retries, deadlines of replies, what is shed under load.",
+    )
     routes: tuple[RouteConfig, ...] = Field((), description="Rows that replace those of the same path and method.")
 
     def model_post_init(self, _: Any) -> None:
