@@ -12,21 +12,27 @@ from typing import Any
 from fastapi import APIRouter, FastAPI
 from fastapi.telemetry import TelemetryConfig
 from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
 
 from chatgrpo.api import alerts, chat, conversations, jobs, keys, models, openai, operations, snapshots, train
 from chatgrpo.api.body_limit import BodyLimit
 from chatgrpo.api.dashboard.site import add_dashboard
+from chatgrpo.api.description import describe
 from chatgrpo.api.errors import handle_errors
 from chatgrpo.api.guarded_chat import GuardedChat
 from chatgrpo.api.live import create_live_app
 from chatgrpo.api.operations import Operations
 from chatgrpo.api.replies import Replies
+from chatgrpo.api.reference_pages import add_reference_pages
 from chatgrpo.api.route_table import ROUTES
 from chatgrpo.api.services import ChatService, Services
 from chatgrpo.config import PlatformConfig
 from chatgrpo.gateway.gateway import Gateway
 from chatgrpo.monitoring.reporter import report_forever
 from chatgrpo.monitoring.requests import RequestTotals
+
+# Below, a packet is sent either way.
+GZIP_FROM_BYTES = 1400
 
 # The most frequent first: routers are asked in this order.
 ROUTERS: tuple[APIRouter, ...] = (
@@ -96,8 +102,12 @@ def create_app(services: Services) -> FastAPI:
         title="chatgrpo",
         version=version("chatgrpo"),
         summary="Conversational agents that get better by reinforcement learning.",
-        middleware=[*gateway.middleware(), Middleware(BodyLimit, max_bytes=services.config.max_body_bytes)],
+        # Outside of everything, so that the cache holds answers as they are; event streams are left alone.
+        middleware=[Middleware(GZipMiddleware, minimum_size=GZIP_FROM_BYTES), *gateway.middleware(), Middleware(BodyLimit, max_bytes=services.config.max_body_bytes)],
         lifespan=closing,
+        docs_url=None,
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
         telemetry=telemetry_of(services.config),
     )
     app.state.services = services
@@ -109,5 +119,7 @@ def create_app(services: Services) -> FastAPI:
         app.include_router(router)
     app.state.replies = replies_over(services.chat, gateway)
     add_dashboard(app)
+    add_reference_pages(app)
+    describe(app, gateway.table)
     app.mount("/ws", create_live_app(services, app.state.operations))
     return app

@@ -58,7 +58,7 @@ ALIASES: tuple[RouteConfig, ...] = (
 ROUTES: tuple[RouteConfig, ...] = (
     *ALIASES,
     # What a load balancer and a reader of the documentation see without a key.
-    *map(_public, ("/api/v2/health", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json")),
+    *map(_public, ("/api/v2/health", "/docs", "/docs/assets/{file:path}", "/redoc", "/openapi.json")),
     # The dashboard's files hold no data; what they show is asked for with the reader's own key.
     *map(_public, ("/", "/dashboard/{file:path}")),
     _shed_first(_act("/api/v2/train", Permission.JOBS_WRITE, "job.submit")),
