@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,3 +38,17 @@ def dense(models_dir: Path, tiny: LoadedModel) -> Any:
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(models_dir / "tiny", attn_implementation="eager").eval()
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real server for the whole test process; tests keep apart by prefixes of their own."""
+    from tests.redis_server import RedisServer, shared_url
+
+    url = shared_url()
+    if url is not None:
+        yield url
+        return
+    server = RedisServer(tmp_path_factory.mktemp("redis")).start()
+    yield server.url
+    server.kill()

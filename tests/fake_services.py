@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from chatgrpo.errors import NotFound, Unavailable
-from chatgrpo.inference.deltas import ChatDelta
+from chatgrpo.inference.deltas import ChatDelta, TokenLogprob
 from chatgrpo.inference.engine import FinishReason, SamplingParams
 from chatgrpo.jobs.job import JobState
 from chatgrpo.messages import Message
@@ -158,6 +158,7 @@ class FakeChat:
                     finish_reason=reason,
                     model_version=f"{model}@0",
                     num_prompt_tokens=sum(len(m.content.split()) for m in messages),
+                    logprobs=(TokenLogprob(piece, -0.5),) if params.logprobs else (),
                 )
                 self.started.set()
                 if self.hold:

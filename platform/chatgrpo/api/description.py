@@ -1,4 +1,4 @@
-"""What the OpenAPI description says beyond the types of handlers: how to show a key, and what each operation asks of it."""
+"""What the OpenAPI description says beyond the types of handlers: how to show a key, what each operation asks of it."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
 """The part of OpenAI's API that a chat client needs: `/v1/chat/completions` and `/v1/models`. A call is complete in
-itself; conversations that the platform remembers are under /api/v2/chat. What a model here cannot do (tools, audio,
-penalties, log-probabilities) is refused by name, never accepted and dropped."""
+itself; conversations that the platform remembers are under /api/v2/chat. What a model here cannot do (audio, penalties,
+the log-probabilities of tokens that were not sampled) is refused by name, never accepted and dropped."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -27,7 +27,7 @@ from chatgrpo.api.services import Services, ServicesOf
 from chatgrpo.api.sse import Event, event_stream
 from chatgrpo.errors import InvalidRequest, NotFound
 from chatgrpo.gateway.rate_limit import TokenHold, reserve_tokens
-from chatgrpo.inference.deltas import ChatDelta
+from chatgrpo.inference.deltas import ChatDelta, TokenLogprob
 from chatgrpo.inference.engine import SamplingParams
 from chatgrpo.messages import Message, Role
 
@@ -91,7 +91,10 @@ class CompletionRequest(BaseModel):
     response_format: ResponseFormat | None = None
     frequency_penalty: Literal[0] | None = Field(None, description="Only 0: there are no penalties.")
     presence_penalty: Literal[0] | None = Field(None, description="Only 0: there are no penalties.")
-    logprobs: Literal[False] | None = Field(None, description="Only false: they are not served.")
+    logprobs: bool | None = Field(
+        None, description="Tell the log-probability of each token, at the temperature of the request (0: at 1)."
+    )
+    top_logprobs: Literal[0] | None = Field(None, description="Only 0: of the tokens that were sampled, no others.")
 
     def stops(self) -> tuple[str, ...]:
         stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
@@ -158,6 +161,7 @@ def _params(body: CompletionRequest, services: Services) -> tuple[SamplingParams
         top_k=preset.top_k if body.top_k is None else body.top_k,
         stop=body.stops(),
         seed=body.seed,
+        logprobs=bool(body.logprobs),
     )
     seeds = [None if body.seed is None else body.seed + i for i in range(body.n or 1)]
     return tuple(replace(params, seed=seed) for seed in seeds)
@@ -223,17 +227,19 @@ async def _first(pieces: AsyncGenerator[_Piece, None]) -> _Piece:
 
 async def _whole(call: _Call) -> dict[str, Any]:
     replies = [Reply() for _ in call.params]
+    logprobs: list[list[TokenLogprob]] = [[] for _ in call.params]
     num_prompt_tokens = 0
     async with aclosing(_merged(call)) as pieces:
         async for piece in pieces:
             replies[piece.index].add(piece.delta)
+            logprobs[piece.index] += piece.delta.logprobs
             num_prompt_tokens = piece.delta.num_prompt_tokens
     choices = [
         {
             "index": i,
             "message": {"role": "assistant", "content": reply.text, "refusal": None},
             "finish_reason": reply.finish_reason,
-            "logprobs": None,
+            "logprobs": _logprobs(logprobs[i]) if call.params[i].logprobs else None,
         }
         for i, reply in enumerate(replies)
     ]
@@ -250,8 +256,9 @@ async def _chunks(
             yield _chunk(call, i, {"role": "assistant", "content": ""}, None)
         async for piece in _chained(first, pieces):
             num_tokens += piece.delta.num_tokens
-            if piece.delta.text:
-                yield _chunk(call, piece.index, {"content": piece.delta.text}, None)
+            if piece.delta.text or piece.delta.logprobs:
+                logprobs = _logprobs(piece.delta.logprobs) if piece.delta.logprobs else None
+                yield _chunk(call, piece.index, {"content": piece.delta.text}, None, logprobs)
             if piece.delta.finish_reason is not None:
                 yield _chunk(call, piece.index, {}, str(piece.delta.finish_reason))
     if with_usage:
@@ -266,9 +273,29 @@ async def _chained(first: _Piece, rest: AsyncIterator[_Piece]) -> AsyncIterator[
         yield piece
 
 
-def _chunk(call: _Call, index: int, delta: dict[str, Any], finish_reason: str | None) -> Event:
-    choice = {"index": index, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
+def _chunk(
+    call: _Call,
+    index: int,
+    delta: dict[str, Any],
+    finish_reason: str | None,
+    logprobs: dict[str, Any] | None = None,
+) -> Event:
+    choice = {"index": index, "delta": delta, "finish_reason": finish_reason, "logprobs": logprobs}
     return Event(data=call.answer("chat.completion.chunk", [choice]))
+
+
+def _logprobs(tokens: Iterable[TokenLogprob]) -> dict[str, Any]:
+    content = [
+        {
+            "token": token.text,
+            "logprob": token.logprob,
+            # A token may be a part of a character: its bytes are then not known here.
+            "bytes": None if "\ufffd" in token.text else list(token.text.encode()),
+            "top_logprobs": [],
+        }
+        for token in tokens
+    ]
+    return {"content": content, "refusal": None}
 
 
 def _usage(num_prompt_tokens: int, num_tokens: int) -> dict[str, int]:

@@ -41,6 +41,11 @@ def _shed_first(row: RouteConfig) -> RouteConfig:
     return row.model_copy(update={"is_shed_first": True})
 
 
+def _unkept(row: RouteConfig) -> RouteConfig:
+    """Its answer holds a key's secret, which is stored nowhere."""
+    return row.model_copy(update={"keeps_answers": False})
+
+
 def _old(path: str, successor: str, *methods: str) -> RouteConfig:
     return RouteConfig.model_validate({"path": path, "successor": successor, "methods": methods})
 
@@ -104,8 +109,8 @@ ROUTES: tuple[RouteConfig, ...] = (
     _act(f"{_ALERTS}/silences/{{silence_id}}", Permission.SYSTEM_WRITE, "alerts.unsilence", methods=("DELETE",)),
     RouteConfig(path="/ws/v2", methods=("WEBSOCKET",), permission=Permission.SYSTEM_READ),
     _read("/ws/v2/events", Permission.SYSTEM_READ),
-    _act("/api/v2/keys", Permission.KEYS_MANAGE, "key.create"),
+    _unkept(_act("/api/v2/keys", Permission.KEYS_MANAGE, "key.create")),
     _read("/api/v2/keys", Permission.KEYS_MANAGE),
     _act("/api/v2/keys/{key_id}", Permission.KEYS_MANAGE, "key.revoke", methods=("DELETE",)),
-    _act("/api/v2/keys/{key_id}/rotate", Permission.KEYS_MANAGE, "key.rotate"),
+    _unkept(_act("/api/v2/keys/{key_id}/rotate", Permission.KEYS_MANAGE, "key.rotate")),
 )

@@ -43,6 +43,9 @@ class RouteConfig(BaseModel):
         True, description="Whether its entry is on disk before the answer; false: within hundredths of a second."
     )
 
+    keeps_answers: bool = Field(
+        True, description="Whether the answer to a POST with an Idempotency-Key is kept; false where it holds a secret."
+    )
     is_shed_first: bool = Field(
         False, description="Refused (503) first when replies pile up: training-side requests make room for chat."
     )
@@ -123,6 +126,9 @@ class GatewayConfig(BaseModel):
     resilience: ResilienceConfig = Field(
         default_factory=ResilienceConfig,
         description="Breakers, retries, deadlines of replies, what is shed under load.",
+    )
+    idempotency_ttl_s: float = Field(
+        86400.0, gt=0, description="Seconds for which the answer to a POST with an Idempotency-Key is told again."
     )
     routes: tuple[RouteConfig, ...] = Field((), description="Rows that replace those of the same path and method.")
 

@@ -29,6 +29,8 @@ from chatgrpo.gateway.counters_sqlite import SqliteCounters
 from chatgrpo.gateway.deadline import Deadline
 from chatgrpo.gateway.exposure import is_loopback
 from chatgrpo.gateway.hosts import AllowedHosts, hosts_of
+from chatgrpo.gateway.idempotency import Idempotency
+from chatgrpo.gateway.kept_answers import KeptAnswers
 from chatgrpo.gateway.key_format import read_pepper
 from chatgrpo.gateway.rate_limit import RateLimit
 from chatgrpo.gateway.response_cache import CacheStore, ResponseCache
@@ -43,6 +45,8 @@ from chatgrpo.state.stores import open_store
 
 STATE_DB = "state.db"
 LIMITS_DB = "limits.db"
+# Largest body that is read into memory to compare it with an earlier one.
+MAX_BODY_BYTES = 4 * 2**20
 
 
 class Gateway:
@@ -60,12 +64,14 @@ class Gateway:
         config: GatewayConfig | None = None,
         routes: Iterable[RouteConfig] = (),
         clock: Clock | None = None,
+        max_body_bytes: int = MAX_BODY_BYTES,
     ) -> None:
         self.config = config or GatewayConfig()
         self.metrics = RequestMetrics() if enable_metrics else None
         self.table = RouteTable([*routes, *self.config.routes])
         self._enable_security = enable_security
         self._host = host
+        self._max_body_bytes = max_body_bytes
         clock = clock or SystemClock()
         self.store = SharedStore(lambda: open_store(redis_url or home / STATE_DB), clock=clock)
         registry = self.metrics.registry if self.metrics else None
@@ -74,6 +80,7 @@ class Gateway:
         resilience = self.config.resilience
         self.ladder = Ladder(resilience.ladder, registry=registry)
         self.circuits = Circuits(CircuitStore(self.store), config=resilience.breaker, clock=clock, registry=registry)
+        self.kept_answers = KeptAnswers(self.store, clock=clock, ttl_s=self.config.idempotency_ttl_s)
         self.counters = counters_of(self.config, redis_url, home, clock)
         self.keyring = Keyring(self.store, pepper=pepper_of(self.config, home), clock=clock)
 
@@ -87,6 +94,7 @@ class Gateway:
             config=platform.gateway,
             routes=routes,
             clock=clock,
+            max_body_bytes=platform.max_body_bytes,
         )
 
     def add_route(self, row: RouteConfig) -> None:
@@ -111,6 +119,8 @@ class Gateway:
                 Middleware(ShedFirst, ladder=self.ladder),
                 Middleware(ResponseCache, store=self.cache),
             ]
+            once = Middleware(Idempotency, answers=self.kept_answers, max_body_bytes=self._max_body_bytes)
+            return [*found, Middleware(Deadline), once]
         return [*found, Middleware(Deadline)]
 
     async def close(self) -> None:

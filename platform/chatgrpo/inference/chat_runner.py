@@ -19,7 +19,7 @@ from itertools import count
 from typing import Any, Protocol
 
 from chatgrpo.errors import InvalidRequest, PlatformError, Unavailable
-from chatgrpo.inference.deltas import ChatDelta, TextStream
+from chatgrpo.inference.deltas import ChatDelta, TextStream, TokenLogprob
 from chatgrpo.inference.engine import Engine, FinishReason, GenerationRequest, SamplingParams, TokenEvent
 from chatgrpo.messages import Message, Role
 
@@ -113,7 +113,7 @@ class ChatRunner:
             self._num_active += 1
             self._thread.add(_Add(speaker.engine, request, reply, asyncio.get_running_loop()))
             try:
-                async for delta in self._deltas(speaker, reply, params.stop, num_prompt_tokens=len(prompt)):
+                async for delta in self._deltas(speaker, reply, params, num_prompt_tokens=len(prompt)):
                     yield delta
             finally:
                 self._num_active -= 1
@@ -132,16 +132,20 @@ class ChatRunner:
         self._thread.close()
 
     async def _deltas(
-        self, speaker: Speaker, reply: _Reply, stop: Sequence[str], *, num_prompt_tokens: int
+        self, speaker: Speaker, reply: _Reply, params: SamplingParams, *, num_prompt_tokens: int
     ) -> AsyncGenerator[ChatDelta, None]:
-        text = TextStream(speaker.template.decode, stop=stop)
+        text = TextStream(speaker.template.decode, stop=params.stop)
         num_tokens = 0
+        logprobs: list[TokenLogprob] = []
         while True:
             events = await self._next_events(reply)
             self._num_tokens += len(events)
             num_tokens += len(events)
             reason = events[-1].finish_reason
-            piece = text.push([e.token_id for e in events if e.token_id not in speaker.template.eos_ids])
+            spoken = [event for event in events if event.token_id not in speaker.template.eos_ids]
+            piece = text.push([event.token_id for event in spoken])
+            if params.logprobs:
+                logprobs += [TokenLogprob(speaker.template.decode([e.token_id]), e.logprob) for e in spoken]
             if text.stopped:
                 reason = FinishReason.STOP
             elif reason is not None:
@@ -153,8 +157,9 @@ class ChatRunner:
                     finish_reason=reason,
                     model_version=speaker.version,
                     num_prompt_tokens=num_prompt_tokens,
+                    logprobs=tuple(logprobs),
                 )
-                num_tokens = 0
+                num_tokens, logprobs = 0, []
             if reason is not None:
                 return
 

@@ -21,17 +21,28 @@ _INCOMPLETE = "\ufffd"
 _MAX_HELD_TOKENS = 4
 
 
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """One sampled token as text (a part of a character is a replacement character) and its log-probability, see
+    `TokenEvent`."""
+
+    text: str
+    logprob: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatDelta:
     """One piece of a reply. `num_tokens` counts the sampled tokens behind it, the end-of-turn token included;
     `finish_reason` is set on the last piece only. `model_version` names the weights that wrote it, `num_prompt_tokens`
-    is the length of the prompt they were given."""
+    is the length of the prompt they were given. `logprobs`, when they were asked for: of the tokens behind the piece,
+    those of a stop text included, the end-of-turn token not."""
 
     text: str
     num_tokens: int
     finish_reason: FinishReason | None
     model_version: str
     num_prompt_tokens: int
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class TextStream:

@@ -26,7 +26,8 @@ class FinishReason(StrEnum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """`temperature` 0 is greedy. `top_k` 0 and `top_p` 1 are off. `seed` makes one request's sampling repeatable
-    whatever else is in the batch. `stop` strings end a completion once its text contains one."""
+    whatever else is in the batch. `stop` strings end a completion once its text contains one. `logprobs` is for whoever
+    turns tokens into text: events have them always."""
 
     max_tokens: int = 64
     temperature: float = 1.0
@@ -35,6 +36,7 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     seed: int | None = None
     ignore_eos: bool = False
+    logprobs: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

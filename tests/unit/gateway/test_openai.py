@@ -83,6 +83,21 @@ async def test_the_official_client_streams(official: openai.AsyncOpenAI) -> None
     assert (usage.prompt_tokens, usage.completion_tokens) == (4, 4)
 
 
+async def test_the_official_client_is_told_logprobs(official: openai.AsyncOpenAI) -> None:
+    whole = await official.chat.completions.create(model="tiny", messages=MESSAGES, logprobs=True)
+    told = whole.choices[0].logprobs
+    assert told is not None
+    assert [(t.token, t.logprob, t.bytes) for t in told.content or []] == [
+        ("Hel", -0.5, [72, 101, 108]),
+        ("lo", -0.5, [108, 111]),
+    ]
+    stream = await official.chat.completions.create(model="tiny", messages=MESSAGES, logprobs=True, stream=True)
+    tokens = [t.token async for c in stream if c.choices[0].logprobs for t in c.choices[0].logprobs.content or []]
+    assert tokens == ["Hel", "lo"]
+    plain = await official.chat.completions.create(model="tiny", messages=MESSAGES)
+    assert plain.choices[0].logprobs is None
+
+
 async def test_the_official_client_lists_models(official: openai.AsyncOpenAI, jobs: FakeJobs) -> None:
     jobs.put("done", status="succeeded", owner="local")
     models = {model.id: model async for model in await official.models.list()}
@@ -137,7 +152,7 @@ async def test_the_stream_as_bytes(client: httpx.AsyncClient) -> None:
 @pytest.mark.parametrize(
     ("change", "field"),
     [
-        ({"logprobs": True}, "logprobs"),
+        ({"logprobs": True, "top_logprobs": 3}, "top_logprobs"),
         ({"presence_penalty": 1}, "presence_penalty"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content"),

@@ -69,6 +69,14 @@ async def test_pieces_carry_text_tokens_reason_and_version(runner: ChatRunner) -
     assert {d.model_version for d in deltas} == {"m@0"}
 
 
+async def test_logprobs_are_told_of_every_token_when_asked_for(runner: ChatRunner) -> None:
+    params = SamplingParams(max_tokens=64, logprobs=True)
+    told = [t for d in [d async for d in runner.stream("m", [user("ab")], params)] for t in d.logprobs]
+    assert "".join(t.text for t in told) == "m: ab"
+    assert all(t.logprob <= 0 for t in told)
+    assert not [t for d in [d async for d in runner.stream("m", [user("ab")], PARAMS)] for t in d.logprobs]
+
+
 async def test_length_limit_is_the_finish_reason(runner: ChatRunner) -> None:
     deltas = [d async for d in runner.stream("m", [user("abc")], SamplingParams(max_tokens=4))]
     assert ("".join(d.text for d in deltas), deltas[-1].finish_reason) == ("m: a", FinishReason.LENGTH)

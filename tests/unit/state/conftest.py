@@ -12,20 +12,9 @@ from chatgrpo.state.memory import MemoryStore
 from chatgrpo.state.redis import RedisStore
 from chatgrpo.state.sqlite import SqliteStore
 from chatgrpo.state.store import Store
-from tests.redis_server import RedisServer, shared_url
+from tests.redis_server import RedisServer
 
 BACKENDS = ("memory", "sqlite", "redis")
-
-
-@pytest.fixture(scope="session")
-def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    url = shared_url()
-    if url is not None:
-        yield url
-        return
-    server = RedisServer(tmp_path_factory.mktemp("redis")).start()
-    yield server.url
-    server.kill()
 
 
 @pytest.fixture
