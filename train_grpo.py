@@ -1,7 +1,8 @@
 """Ray Train entry of a GRPO run.
 
     ray job submit --working-dir . -- python train_grpo.py --config configs/train/quickstart.yaml --set max_steps=10
-    python train_grpo.py --job ID        (how the platform starts a queued job)
+    python train_grpo.py --tune configs/tune/tiny.yaml
+    python train_grpo.py --job ID        (how the platform starts a queued job, a run or a sweep)
 
 Every worker runs `chatgrpo.training.loop.train`; Ray Train forms the process group, restarts nothing by itself and
 keeps the list of checkpoints. A run continues from the newest whole checkpoint in its folder, which all workers see.
@@ -13,29 +14,42 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import ray
-import yaml
 from pydantic import ValidationError
-from ray.train import Checkpoint, CheckpointUploadMode, RunConfig, ScalingConfig
+from ray.train import Checkpoint, CheckpointUploadMode, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 from ulid import ULID
 
 from chatgrpo.config import PlatformConfig, load_platform_config, load_yaml
 from chatgrpo.errors import InvalidRequest, PlatformError
 from chatgrpo.jobs.run_folder import RunFolder
+from chatgrpo.jobs.seed_request import validate
+from chatgrpo.jobs.sweeps.config import SweepConfig
+from chatgrpo.jobs.sweeps.files import load_sweep
+from chatgrpo.jobs.sweeps.job import is_sweep, sweep_of
+from chatgrpo.jobs.sweeps.space import check_space
 from chatgrpo.overrides import apply_overrides
 from chatgrpo.training.config import TrainConfig
 
 logger = logging.getLogger("train_grpo")
 
 
-def run(config: TrainConfig, *, run_id: str, platform: PlatformConfig, attempt: int = 1) -> dict[str, Any]:
-    """Trains on the current Ray cluster and returns what `result.json` holds. Raises what failed the run."""
+def run(
+    config: TrainConfig,
+    *,
+    run_id: str,
+    platform: PlatformConfig,
+    attempt: int = 1,
+    callbacks: Sequence[UserCallback] = (),
+) -> dict[str, Any]:
+    """Trains on the current Ray cluster and returns what `result.json` holds. Raises what failed the run.
+
+    `callbacks` are told of every report in the process that controls the workers."""
     folder = RunFolder.of(platform.runs_dir, run_id)
     folder.path.mkdir(parents=True, exist_ok=True)
     gpus = _gpus_per_worker(config)
@@ -57,7 +71,9 @@ def run(config: TrainConfig, *, run_id: str, platform: PlatformConfig, attempt: 
             num_workers=config.num_workers, use_gpu=bool(gpus), resources_per_worker=resources
         ),
         # Ray refuses checkpoints that lie outside its own folder: the run's folder of checkpoints is that folder.
-        run_config=RunConfig(name=folder.checkpoints.name, storage_path=str(folder.checkpoints.parent)),
+        run_config=RunConfig(
+            name=folder.checkpoints.name, storage_path=str(folder.checkpoints.parent), callbacks=list(callbacks)
+        ),
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
     )
     result = trainer.fit()
@@ -141,7 +157,7 @@ def _gpus_per_worker(config: TrainConfig) -> float:
 def _worker_env() -> dict[str, str]:
     """Threads that wait for work sleep instead of spinning: ranks, chat replicas and rewards share the cores. What the
     environment says already comes to the workers by itself, and Ray refuses to be told twice."""
-    wanted = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+    wanted = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
     return {name: value for name, value in wanted.items() if name not in os.environ}
 
 
@@ -149,6 +165,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Trains a conversational agent with GRPO on the current Ray cluster.")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--config", help="YAML file with a training configuration (see configs/train/)")
+    source.add_argument("--tune", help="YAML file with a sweep (see configs/tune/)")
     source.add_argument("--job", help="id of a queued job; its configuration is in the run folder")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="overrides a field, e.g. lora.r=8"
@@ -159,15 +176,25 @@ def main(arguments: list[str] | None = None) -> int:
     platform = load_platform_config()
     run_id = options.job or options.run_id or str(ULID())
     folder = RunFolder.of(platform.runs_dir, run_id)
+    attempt = int(os.environ.get("CHATGRPO_ATTEMPT", "1"))
     try:
-        config = read_config(folder.config if options.job else Path(options.config), options.set)
+        sweep = read_sweep(options.tune, options.set) if options.tune else None
+        config = None
+        if options.job and is_sweep(load_yaml(folder.config)):
+            sweep = sweep_of(load_yaml(folder.config))
+        elif sweep is None:
+            config = read_config(folder.config if options.job else Path(options.config), options.set)
         if not options.job:
-            folder.path.mkdir(parents=True, exist_ok=True)
-            folder.config.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
-            folder.result.unlink(missing_ok=True)
+            chosen = config or sweep
+            assert chosen is not None
+            folder.prepare(chosen.model_dump(mode="json"))
         address = os.environ.get("CHATGRPO_RAY_ADDRESS")
         ray.init(address, ignore_reinit_error=True, runtime_env={"env_vars": _worker_env()})
-        result = run(config, run_id=run_id, platform=platform, attempt=int(os.environ.get("CHATGRPO_ATTEMPT", "1")))
+        if config is not None:
+            result = run(config, run_id=run_id, platform=platform, attempt=attempt)
+        else:
+            assert sweep is not None
+            result = _run_sweep(sweep, run_id, platform, attempt)
     except Exception as error:  # noqa: BLE001
         # Whatever went wrong, the run folder says so in one line; the log has the rest.
         cause, message = explain(error)
@@ -177,6 +204,28 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     logger.info("run=%s %s, folder %s", run_id, result["status"], folder.path)
     return 0
+
+
+def _run_sweep(sweep: SweepConfig, sweep_id: str, platform: PlatformConfig, attempt: int) -> dict[str, Any]:
+    """Many runs through Ray Tune; the scheduler is told how many have ended."""
+    from actors.sweep_runner import run_sweep  # most runs need no Tune
+
+    scheduler = _find_scheduler()
+
+    def report(figures: Mapping[str, float]) -> None:
+        if scheduler is not None:
+            scheduler.report.remote(sweep_id, attempt, dict(figures))
+
+    result = run_sweep(sweep, sweep_id=sweep_id, platform=platform, train=run, explain=explain, report=report)
+    RunFolder.of(platform.runs_dir, sweep_id).write_result(result)
+    return result
+
+
+def read_sweep(path: str, overrides: list[str]) -> SweepConfig:
+    """A sweep from a YAML file with `key=value` overrides; `train` may name a training file, relative to it."""
+    data = load_sweep(Path(path), overrides)
+    check_space(sweep := validate(SweepConfig, data))
+    return sweep
 
 
 def read_config(path: Path, overrides: list[str]) -> TrainConfig:

@@ -112,8 +112,11 @@ class JobScheduler:
     async def get(self, job_id: str, owner: str | None) -> Json:
         return await self._scheduler.view(job_id, owner=owner)
 
-    async def list(self, owner: str | None, state: JobState | None, limit: int) -> Rows:
-        return self._scheduler.list(owner=owner, state=state, limit=limit)
+    async def sweep(self, job_id: str, owner: str | None) -> Json:
+        return await self._scheduler.sweep(job_id, owner=owner)
+
+    async def list(self, owner: str | None, state: JobState | None, limit: int, sweeps_only: bool = False) -> Rows:
+        return self._scheduler.list(owner=owner, state=state, limit=limit, sweeps_only=sweeps_only)
 
     async def cancel(self, job_id: str, owner: str | None) -> Json:
         answer = self._scheduler.cancel(job_id, owner=owner)
@@ -219,8 +222,13 @@ class JobClient:
     async def get(self, job_id: str, *, owner: str | None) -> Json:
         return await self._one("get", job_id, owner)
 
-    async def list(self, *, owner: str | None, state: JobState | None = None, limit: int = 50) -> Rows:
-        return await self._many("list", owner, state, limit)
+    async def sweep(self, job_id: str, *, owner: str | None) -> Json:
+        return await self._one("sweep", job_id, owner)
+
+    async def list(
+        self, *, owner: str | None, state: JobState | None = None, limit: int = 50, sweeps_only: bool = False
+    ) -> Rows:
+        return await self._many("list", owner, state, limit, sweeps_only)
 
     async def cancel(self, job_id: str, *, owner: str | None) -> Json:
         return await self._one("cancel", job_id, owner)

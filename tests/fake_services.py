@@ -46,6 +46,8 @@ class FakeJobs:
         job_id = f"job-{len(self.views)}"
         self.put(job_id, status="queued", owner=owner)
         self.configs[job_id] = config
+        if "sweep" in config:
+            return {"job_id": job_id, "status": "queued", "experiment_name": config["sweep"]["experiment_name"]}
         batch_size = config["prompts_per_step"] * config["num_generations"]
         resources = {"cpu_cores": 1.0, "memory_gb": 0.0, "gpu_count": 0.0}
         return {
@@ -67,10 +69,18 @@ class FakeJobs:
             raise NotFound(f"there is no job {job_id}")
         return self.views[job_id]
 
-    async def list(self, *, owner: str | None, state: JobState | None = None, limit: int = 50) -> list[dict[str, Any]]:
+    async def list(
+        self, *, owner: str | None, state: JobState | None = None, limit: int = 50, sweeps_only: bool = False
+    ) -> list[dict[str, Any]]:
         self._require_up()
         mine = [v for v in self.views.values() if owner in {None, v["owner"]} and state in {None, v["status"]}]
-        return mine[::-1][:limit]
+        return [v for v in mine[::-1] if not sweeps_only or "sweep" in self.configs.get(v["job_id"], {})][:limit]
+
+    async def sweep(self, job_id: str, *, owner: str | None) -> dict[str, Any]:
+        view = await self.get(job_id, owner=owner)
+        if "sweep" not in self.configs.get(job_id, {}):
+            raise NotFound(f"job {job_id} is no sweep")
+        return view | {"trials": [], "best": None, "space": self.configs[job_id]["sweep"]["space"]}
 
     async def _act(self, act: str, job_id: str, owner: str | None) -> dict[str, Any]:
         view = await self.get(job_id, owner=owner)

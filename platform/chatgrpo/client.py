@@ -88,6 +88,17 @@ class Client:
     def retry(self, job_id: str) -> Json:
         return self._ask("POST", f"/api/v2/jobs/{job_id}/retry")
 
+    def tune(self, sweep: Mapping[str, Any]) -> Json:
+        """Queues a sweep: a SweepConfig as a mapping. Its id is also that of a job: `wait` and `logs` take it."""
+        return self._ask("POST", "/api/v2/sweeps", json=dict(sweep))
+
+    def sweeps(self, *, limit: int = 50) -> list[Json]:
+        return list(self._ask("GET", "/api/v2/sweeps", params={"limit": limit})["sweeps"])
+
+    def sweep(self, sweep_id: str) -> Json:
+        """Its state, its trials with the best first, and the best configuration so far."""
+        return self._ask("GET", f"/api/v2/sweeps/{sweep_id}")
+
     def wait(
         self,
         job_id: str,

@@ -30,6 +30,15 @@ class FakeClient:
         self.trained.append(config)
         return {"job_id": "j1", "status": "queued"}
 
+    def tune(self, sweep: dict[str, Any]) -> dict[str, Any]:
+        self.trained.append(sweep)
+        return {"sweep_id": "j1", "status": "queued"}
+
+    def sweep(self, sweep_id: str) -> dict[str, Any]:
+        trial = {"trial_id": "t7", "state": "completed", "step": 8, "best": 0.75, "params": {"learning_rate": 0.001}}
+        table = {"metric": "eval_reward", "space": {"learning_rate": {}}, "trials": [trial]}
+        return self.job(sweep_id) | table | {"best": trial | {"config": {"model": "tiny", "learning_rate": 0.001}}}
+
     def jobs(self, *, state: str | None, limit: int) -> list[dict[str, Any]]:
         return list(self.jobs_.views.values())
 
@@ -91,6 +100,19 @@ def test_train_and_follow_ends_with_how_to_go_on(fake: FakeClient, recipe: Path)
     assert result.exit_code == 0
     assert "reward 0.412" in result.output
     assert "chatgrpo chat --model j1" in result.output
+
+
+def test_a_sweep_is_followed_to_its_best_configuration(fake: FakeClient, recipe: Path, tmp_path: Path) -> None:
+    file, best = tmp_path / "sweep.yaml", tmp_path / "best.yaml"
+    file.write_text(f"train: {recipe.name}\nspace: {{learning_rate: {{type: choice, values: [0.1, 0.001]}}}}\n")
+    assert run("tune", str(file), "--out", str(best)).exit_code == 2
+    result = run("tune", str(file), "--set", "num_samples=2", "--follow", "--out", str(best))
+    assert result.exit_code == 0, result.output
+    assert (fake.trained[0]["train"], fake.trained[0]["num_samples"]) == ({"model": "tiny", "max_steps": 5}, 2)
+    assert "best: {'learning_rate': 0.001} with eval_reward 0.75" in result.output
+    assert best.read_text() == "model: tiny\nlearning_rate: 0.001\n"
+    assert run("train", str(best)).exit_code == 0
+    assert "t7     completed  8     0.75" in run("sweep", "j1").output
 
 
 def test_a_job_that_failed_fails_the_command(fake: FakeClient) -> None:

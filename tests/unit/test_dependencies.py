@@ -23,6 +23,7 @@ LAYERS = (
     {"gateway", "jobs", "rollouts"},
     {"api", "training"},
     {"client", "progress", "cli_keys", "reference"},
+    {"cli_sweeps"},
     {"top"},
     {"embedded"},
     {"cli", "demo", "compat"},

@@ -14,7 +14,7 @@ from fastapi.telemetry import TelemetryConfig
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 
-from chatgrpo.api import alerts, chat, conversations, jobs, keys, models, openai, operations, snapshots, train
+from chatgrpo.api import alerts, chat, conversations, jobs, keys, models, openai, operations, snapshots, sweeps, train
 from chatgrpo.api.body_limit import BodyLimit
 from chatgrpo.api.dashboard.site import add_dashboard
 from chatgrpo.api.description import describe
@@ -40,6 +40,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     chat.router,
     train.router,
     jobs.router,
+    sweeps.router,
     conversations.router,
     snapshots.router,
     models.router,

@@ -7,6 +7,8 @@ from chatgrpo.gateway.roles import Permission
 
 _JOBS = "/api/v2/jobs"
 _JOB = "/api/v2/jobs/{job_id}"
+_SWEEPS = "/api/v2/sweeps"
+_SWEEP = "/api/v2/sweeps/{job_id}"
 _ALERTS = "/api/v2/alerts"
 _TALKS = "/api/v2/conversations"
 _SNAPSHOTS = "/api/v2/snapshots"
@@ -76,6 +78,10 @@ ROUTES: tuple[RouteConfig, ...] = (
         _shed_first(_read(f"{_JOB}/{part}", Permission.JOBS_READ))
         for part in ("events", "checkpoints", "metrics", "trajectories", "logs")
     ),
+    _act(_SWEEPS, Permission.JOBS_WRITE, "sweep.submit"),
+    _read(_SWEEPS, Permission.JOBS_READ),
+    _read(_SWEEP, Permission.JOBS_READ),
+    _act(_SWEEP, Permission.JOBS_WRITE, "sweep.cancel", methods=("DELETE",)),
     _talk("/api/v2/chat", Permission.CHAT, "chat.send", timeout=_REPLY_S),
     _talk("/v1/chat/completions", Permission.CHAT, "chat.complete", timeout=_REPLY_S),
     _read("/v1/models", Permission.MODELS_READ),

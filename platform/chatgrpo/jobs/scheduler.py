@@ -10,15 +10,15 @@ import asyncio
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from chatgrpo.clock import Clock
-from chatgrpo.errors import Conflict, RateLimited
+from chatgrpo.errors import Conflict, NotFound, RateLimited
 from chatgrpo.jobs import autoscaling, checkpoints, views
-from chatgrpo.jobs.admission import admit
+from chatgrpo.jobs.admission import admit, check_quotas, check_room
 from chatgrpo.jobs.amounts import Node
 from chatgrpo.jobs.autoscaling import Wish
 from chatgrpo.jobs.config import JobsConfig
@@ -29,6 +29,10 @@ from chatgrpo.jobs.scheduling.explain import Wait
 from chatgrpo.jobs.scheduling.pools import Usage
 from chatgrpo.jobs.seed_request import validate
 from chatgrpo.jobs.store import JobStore
+from chatgrpo.jobs.sweeps import job as sweeps
+from chatgrpo.jobs.sweeps.config import SweepConfig
+from chatgrpo.jobs.sweeps.space import check_space
+from chatgrpo.jobs.sweeps.table import Table
 from chatgrpo.training.config import TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -157,10 +161,14 @@ class Scheduler:
         self._wish = wish
 
     async def submit(self, job_id: str, config: Mapping[str, Any], *, owner: str) -> Json:
-        """Queues a job under an id that the caller made; the same id again is the same job."""
+        """Queues a job under an id that the caller made; the same id again is the same job. `config`: a TrainConfig as
+        JSON, or {"sweep": a SweepConfig}."""
         job = self._store.find(job_id)
         if job is None:
-            train = validate(TrainConfig, config)
+            sweep = validate(SweepConfig, config["sweep"]) if sweeps.is_sweep(config) else None
+            if sweep:
+                check_space(sweep)
+            train = sweep.train if sweep else validate(TrainConfig, config)
             nodes = await asyncio.to_thread(self._cluster.nodes)
             admitted = await asyncio.to_thread(
                 admit,
@@ -171,6 +179,10 @@ class Scheduler:
                 runs_dir=self._runs_dir,
                 preflight=self._preflight,
             )
+            if sweep:
+                admitted = sweeps.job_config(sweep, admitted)
+                check_room(admitted, nodes, self._config)
+                check_quotas(admitted, owner, self._config.quotas)
             job = self._store.find(job_id) or self._queue(job_id, admitted, owner)
         running = [j for j in self._store.unfinished() if j.state is JobState.RUNNING and j.progress.eta_s is not None]
         first_end_s = min((j.progress.eta_s or 0.0 for j in running), default=None)
@@ -196,8 +208,18 @@ class Scheduler:
         curve = await asyncio.to_thread(self._folder(job).read_metrics)
         return views.detail(job, wait, curve=curve)
 
-    def list(self, *, owner: str | None, state: JobState | None = None, limit: int = 50) -> Rows:
-        jobs = self._store.list(owner=owner, state=state, limit=limit)
+    async def sweep(self, job_id: str, *, owner: str | None) -> Json:
+        """A sweep with its trials. Raises NotFound for a job that is none."""
+        job, wait = self.get(job_id, owner=owner)
+        if not sweeps.is_sweep(job.config):
+            raise NotFound(f"job {job_id} is no sweep; GET /api/v2/jobs/{job_id} shows it")
+        table = await asyncio.to_thread(Table.load, sweeps.table_path(self._folder(job)))
+        return views.summary(job, wait) | sweeps.detail(job, table)
+
+    def list(
+        self, *, owner: str | None, state: JobState | None = None, limit: int = 50, sweeps_only: bool = False
+    ) -> Rows:
+        jobs = self._store.list(owner=owner, state=state, limit=limit, sweeps_only=sweeps_only)
         return [views.summary(job, self._waits.get(job.id)) for job in jobs]
 
     def cancel(self, job_id: str, *, owner: str | None) -> Json:
@@ -240,7 +262,8 @@ class Scheduler:
         if not job.state.is_terminal:
             raise Conflict(f"job {job_id} is {job.state}; cancel it before deleting it")
         self._store.delete(job_id)
-        await asyncio.to_thread(shutil.rmtree, self._folder(job).path, ignore_errors=True)
+        for folder in [self._folder(job).path, *self._trial_folders(job)]:
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
         return {"job_id": job_id, "status": "deleted"}
 
     def events(self, job_id: str, *, owner: str | None) -> Rows:
@@ -314,6 +337,9 @@ class Scheduler:
             "failed_jobs": counts[JobState.FAILED.value],
             "autoscaling": {"mode": self._config.autoscaling.mode, "asks_for": self._wish.bundles()},
         }
+
+    def _trial_folders(self, job: Job) -> Iterable[Path]:
+        return self._runs_dir.glob(f"{job.id}-*") if sweeps.is_sweep(job.config) else ()
 
     def _folder(self, job: Job) -> RunFolder:
         return RunFolder.of(self._runs_dir, job.id)

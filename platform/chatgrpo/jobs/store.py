@@ -73,12 +73,20 @@ class JobStore:
         row = self._db.execute("SELECT record FROM jobs WHERE id = ?", (job_id,)).fetchone()
         return _load(row[0]) if row else None
 
-    def list(self, *, owner: str | None = None, state: JobState | None = None, limit: int = 50) -> list[Job]:
+    def list(
+        self,
+        *,
+        owner: str | None = None,
+        state: JobState | None = None,
+        limit: int = 50,
+        sweeps_only: bool = False,
+    ) -> list[Job]:
         """Newest first."""
         rows = self._db.execute(
             "SELECT record FROM jobs WHERE (?1 IS NULL OR owner = ?1) AND (?2 IS NULL OR state = ?2) "
+            "AND (NOT ?4 OR json_extract(record, '$.config.sweep') IS NOT NULL) "
             "ORDER BY submitted_at DESC, id DESC LIMIT ?3",
-            (owner, state, limit),
+            (owner, state, limit, sweeps_only),
         )
         return [_load(row[0]) for row in rows]
 

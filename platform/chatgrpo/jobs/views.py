@@ -10,6 +10,7 @@ from chatgrpo.jobs.amounts import Request
 from chatgrpo.jobs.checkpoints import Entry
 from chatgrpo.jobs.job import Job, JobState
 from chatgrpo.jobs.scheduling.explain import Wait
+from chatgrpo.jobs.sweeps.job import is_sweep
 
 CURVE_POINTS = 200
 """A reward curve of more steps is thinned out to about so many points."""
@@ -20,6 +21,7 @@ def summary(job: Job, wait: Wait | None = None) -> dict[str, Any]:
     return {
         "job_id": job.id,
         "status": job.state.value,
+        "kind": "sweep" if is_sweep(job.config) else "run",
         "experiment_name": job.experiment_name,
         "owner": job.owner,
         "priority": job.priority,

@@ -287,3 +287,47 @@ def test_worker_counts_between_the_bounds_share_the_tasks_of_a_step_equally() ->
     config = TrainConfig(num_workers=8, min_workers=2, prompts_per_step=8).model_dump(mode="json")
 
     assert Request.of_config(config).counts() == [8, 4, 2]
+
+
+SWEEP: dict[str, Any] = {
+    "train": {"model": "tiny", "max_steps": 8, "eval_steps": 2},
+    "space": {"learning_rate": {"type": "choice", "values": [1e-4, 1e-3]}},
+}
+
+
+async def test_a_sweep_queues_like_a_job_and_goes_with_its_trials(tmp_path: Path) -> None:
+    ray, clock = FakeRay(), FakeClock()
+    s = scheduler(JobStore(":memory:"), ray, clock, tmp_path)
+    await s.submit("S", {"sweep": SWEEP}, owner="ann")
+    clock.advance(1.0)
+    await s.submit("J", {"model": "tiny"}, owner="ann")
+    await s.tick()
+
+    # Two trials at once on two CPUs: the job after it waits.
+    assert (ray.launched, ray.workers["S-1"]) == (["S-1"], 2)
+    assert [row["job_id"] for row in s.list(owner="ann", sweeps_only=True)] == ["S"]
+    assert (await s.sweep("S", owner="ann"))["trials"] == []
+    with pytest.raises(NotFound, match="is no sweep"):
+        await s.sweep("J", owner="ann")
+    for name in ("S", "S-0", "J"):
+        (tmp_path / name).mkdir()
+    s.cancel("S", owner="ann")
+    await s.delete("S", owner="ann")
+    assert [(tmp_path / name).exists() for name in ("S", "S-0", "J")] == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"max_concurrent": 3}, "needs 3 x"),
+        ({"space": {"lora.r": {"type": "choice", "values": [8, "x"]}}}, "'x' is refused"),
+        ({"train": {**SWEEP["train"], "model": "/no/such/folder"}}, "does not exist"),
+    ],
+)
+async def test_a_sweep_that_can_never_work_is_refused_at_submit(
+    tmp_path: Path, change: dict[str, Any], says: str
+) -> None:
+    s = scheduler(JobStore(":memory:"), FakeRay(), FakeClock(), tmp_path)
+
+    with pytest.raises(InvalidRequest, match=says):
+        await s.submit("S", {"sweep": SWEEP | change}, owner="ann")

@@ -1,0 +1,124 @@
+"""A sweep as data: the configuration that every trial shares, what differs, and how to look. Free of torch and ray."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from chatgrpo.config import Strict
+from chatgrpo.training.config import TrainConfig
+
+
+class Uniform(Strict):
+    """Any number from `low` to `high`."""
+
+    type: Literal["uniform"] = "uniform"
+    low: float = Field(description="Smallest value.")
+    high: float = Field(description="Largest value.")
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Self:
+        if not self.low < self.high:
+            raise ValueError(f"low: {self.low} must be below high ({self.high})")
+        return self
+
+    def examples(self) -> list[Any]:
+        """Values that bound the dimension: what is wrong with any is likely wrong with one of these."""
+        return [self.low, self.high]
+
+
+class LogUniform(Uniform):
+    """Any number from `low` to `high`, each order of magnitude equally likely: for learning rates."""
+
+    type: Literal["loguniform"] = "loguniform"  # type: ignore[assignment]
+    low: float = Field(gt=0, description="Smallest value.")
+
+
+class RandInt(Strict):
+    """Any whole number from `low` to `high`, both included."""
+
+    type: Literal["randint"] = "randint"
+    low: int = Field(description="Smallest value.")
+    high: int = Field(description="Largest value.")
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Self:
+        if not self.low < self.high:
+            raise ValueError(f"low: {self.low} must be below high ({self.high})")
+        return self
+
+    def examples(self) -> list[Any]:
+        return [self.low, self.high]
+
+
+class Choice(Strict):
+    """One of `values`."""
+
+    type: Literal["choice"] = "choice"
+    values: list[Any] = Field(min_length=2, description="Two or more values of the field.")
+
+    def examples(self) -> list[Any]:
+        return list(self.values)
+
+
+Dimension = Annotated[Uniform | LogUniform | RandInt | Choice, Field(discriminator="type")]
+
+
+class Asha(Strict):
+    """Stops trials early that do worse than others did after as many steps (ASHA, arXiv:1810.05934)."""
+
+    type: Literal["asha"] = "asha"
+    grace_steps: int = Field(1, ge=1, description="Steps before a trial may be stopped.")
+    reduction_factor: float = Field(3.0, gt=1, description="One in so many trials passes each rung.")
+    max_steps: int | None = Field(None, ge=1, description="Steps of a whole trial; empty: train.max_steps.")
+
+
+class Fifo(Strict):
+    """Every trial runs to its end."""
+
+    type: Literal["none"] = "none"
+
+
+SchedulerConfig = Annotated[Asha | Fifo, Field(discriminator="type")]
+
+
+class SweepConfig(Strict):
+    """Everything a sweep needs."""
+
+    experiment_name: str = Field(
+        "sweep", min_length=1, max_length=128, pattern=r"^[\w][\w .\-]*$", description="For people."
+    )
+    train: TrainConfig = Field(description="What all trials share; in a file also the path of a training file.")
+    space: dict[str, Dimension] = Field(
+        min_length=1, description="Field of `train` (dotted, as --set takes it) -> the values to try."
+    )
+    metric: str = Field(
+        "eval_reward", min_length=1, description="What a trial is judged by: any figure that runs report."
+    )
+    mode: Literal["max", "min"] = Field("max", description="Whether more or less of it is better.")
+    num_samples: int = Field(8, ge=1, le=10_000, description="Trials.")
+    max_concurrent: int = Field(
+        2, ge=1, description="Trials at once; the sweep waits until there is room for all of them."
+    )
+    scheduler: SchedulerConfig = Field(default_factory=Asha, description="Which trials are stopped early.")
+    search: Literal["optuna", "random"] = Field(
+        "optuna", description="Where the next trial looks: TPE over what is known, or anywhere."
+    )
+    seed: int = Field(0, ge=0, description="Seeds the search; trials keep train.seed, so that they compare.")
+    priority: int = Field(1, ge=0, le=100, description="Of the sweep in the queue; higher starts earlier.")
+    max_runtime_hours: float | None = Field(None, gt=0, description="The sweep starts no trial after this long.")
+
+    @model_validator(mode="after")
+    def _metric_is_reported(self) -> Self:
+        if self.metric.startswith("eval_"):
+            if not self.train.num_eval_prompts:
+                raise ValueError(f"metric: {self.metric} needs train.num_eval_prompts above 0")
+            if isinstance(self.scheduler, Asha) and not self.train.eval_steps:
+                raise ValueError(
+                    f"train.eval_steps: asha compares {self.metric} during training; say every how many steps, or "
+                    "write scheduler: {type: none}"
+                )
+        if isinstance(self.scheduler, Asha) and not (self.scheduler.max_steps or self.train.max_steps):
+            raise ValueError("scheduler.max_steps: give it, or train.max_steps, so that the rungs are known")
+        return self
