@@ -90,9 +90,9 @@ class Idempotency:
         try:
             await self.app(scope, receive, kept)
         finally:
-            renewing.cancel()
             if not is_over:
                 await asyncio.shield(self._release(claim))
+            renewing.cancel()
 
     async def _settle(self, claim: Claim, answer: _Answer) -> None:
         if answer.status >= 500 or answer.status in _PASSING:
@@ -113,7 +113,8 @@ class Idempotency:
     async def _renew(self, claim: Claim) -> None:
         while True:
             await asyncio.sleep(LEASE_S / 3)
-            with suppress(Unavailable):
+            # Neither ends the request: it is carried out, and said to be so, by whoever has the claim in the end.
+            with suppress(Unavailable, Conflict):
                 await self.answers.renew(claim)
 
 

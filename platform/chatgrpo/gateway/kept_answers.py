@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from asyncio import Lock
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any, Final
 
 from chatgrpo.clock import Clock
 from chatgrpo.errors import Conflict
+from chatgrpo.state.conversation_logs import KEPT_ANSWERS
 from chatgrpo.state.store import Head, Key, Store, Write
 
-SPACE: Final = "kept_answer"
 LEASE_S: Final = 30.0
 """How long a claim lasts that is not renewed."""
+
+_OF_CONVERSATION: Final = re.compile(rb'"(?:conversation_)?id": ?"([A-Za-z0-9._:@-]{1,128})"')
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -53,12 +57,13 @@ def decide(kept: Kept | None, fingerprint: str, now: float) -> Step:
 
 @dataclass(slots=True, kw_only=True)
 class Claim:
-    """The right to carry a request out. `seq` and `version` are those of its newest write."""
+    """The right to carry a request out. `seq` and `version` are those of its newest write; `lock` is held by writes."""
 
     key: Key
     fingerprint: str
     seq: int
     version: int
+    lock: Lock = field(default_factory=Lock)
 
 
 class KeptAnswers:
@@ -73,7 +78,7 @@ class KeptAnswers:
         """RUN with the claim, REPEAT with the answer, or the step alone."""
         store = await self._open_store()
         # Hashed, because clients choose names freely and ids of logs are plain.
-        key = Key(tenant, SPACE, hashlib.blake2b(name.encode(), digest_size=32).hexdigest())
+        key = Key(tenant, KEPT_ANSWERS, hashlib.blake2b(name.encode(), digest_size=32).hexdigest())
         log = await store.tail(key, 1)
         kept = _decoded(log.head, log.records[-1].data) if log else None
         step = decide(kept, fingerprint, self._clock.now())
@@ -95,24 +100,29 @@ class KeptAnswers:
         await self._write(claim, {"status": 0}, b"", LEASE_S)
 
     async def keep(self, claim: Claim, *, status: int, headers: Headers, body: bytes | None) -> None:
-        """Raises Conflict when the claim ended and another request has taken it."""
+        """Forgotten with the conversation that it speaks of. Raises Conflict when the claim ended and another request
+        has taken it."""
         shown = [[name.decode("latin-1"), value.decode("latin-1")] for name, value in headers]
         facts = {"status": status, "headers": shown, "is_whole": body is not None}
-        await self._write(claim, facts, body or b"", self._ttl_s)
+        named = _OF_CONVERSATION.search(body or b"")
+        await self._write(claim, facts, body or b"", self._ttl_s, owner=named[1].decode() if named else "")
 
     async def release(self, claim: Claim) -> None:
         """Nothing was done that must not be done again."""
         store = await self._open_store()
-        log = await store.tail(claim.key, 0)
-        if log is not None and log.head.seq == claim.seq:
-            await store.delete(claim.key)
+        async with claim.lock:
+            log = await store.tail(claim.key, 0)
+            if log is not None and log.head.seq == claim.seq:
+                await store.delete(claim.key)
 
-    async def _write(self, claim: Claim, facts: dict[str, Any], body: bytes, ttl_s: float) -> None:
+    async def _write(self, claim: Claim, facts: dict[str, Any], body: bytes, ttl_s: float, *, owner: str = "") -> None:
         data = json.dumps({"fingerprint": claim.fingerprint, **facts}).encode()
-        head = Head(version=claim.version + 1, data=data, expires_at=self._clock.now() + ttl_s)
         store = await self._open_store()
-        claim.seq = await store.append(claim.key, Write(head=head, records=(body,), based_on=claim.seq))
-        claim.version += 1
+        async with claim.lock:
+            ends_at = self._clock.now() + ttl_s
+            head = Head(version=claim.version + 1, data=data, owner=owner, expires_at=ends_at)
+            claim.seq = await store.append(claim.key, Write(head=head, records=(body,), based_on=claim.seq))
+            claim.version += 1
 
 
 def _decoded(head: Head, body: bytes) -> Kept:

@@ -23,8 +23,11 @@ from chatgrpo.state.tiered import FEW, TieredStore
 from chatgrpo.state.visible import summary_of
 
 SPACE: Final = "conversation"
+KEPT_ANSWERS: Final = "kept_answer"
+"""Space of answers kept for clients that repeat a request; the owner of one is the conversation that it speaks of."""
 FRESH: Final = SessionToken()
 """Of a client that has seen nothing yet."""
+MAX_KEPT: Final = 100_000
 _ID: Final = re.compile(r"[A-Za-z0-9._:@-]{1,128}")
 
 Planner = Callable[[Head, Summary, str], Write]
@@ -116,6 +119,8 @@ class ConversationLogs:
         deleted = []
         for id_ in ids:
             await self._feedback.forget(tenant, id_)
+            for kept, _ in await self.tiers.store.list(tenant, KEPT_ANSWERS, owner=id_, limit=MAX_KEPT):
+                await self.tiers.store.delete(kept)
             if await self.tiers.delete(Key(tenant, SPACE, id_)):
                 deleted.append(id_)
             # A judgement that came in between.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,20 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from ulid import ULID
 
+from chatgrpo.api.app import create_app
+from chatgrpo.api.services import Services
 from chatgrpo.gateway.config import RouteConfig
 from chatgrpo.gateway.gateway import Gateway
 from chatgrpo.gateway.identity import LOCAL
 from chatgrpo.gateway.kept_answers import LEASE_S, Claim, Kept, KeptAnswers, Step, decide
 from chatgrpo.gateway.roles import Role
+from chatgrpo.state.conversation_logs import KEPT_ANSWERS
+from chatgrpo.state.conversations import Conversations
 from chatgrpo.state.memory import MemoryStore
 from chatgrpo.state.redis import RedisStore
 from chatgrpo.state.sqlite import SqliteStore
 from chatgrpo.state.store import Store
+from chatgrpo.state.tiered import TieredStore
 from tests.fake_services import FakeChat
 from tests.fakes import FakeClock
 
@@ -137,6 +143,24 @@ async def test_a_key_belongs_to_its_tenant(client: httpx.AsyncClient, gateway: G
         key = (await gateway.keyring.create(LOCAL, name="k", role=Role.USER, tenant=tenant)).key
         made.append((await client.post(TALKS, json={}, headers=ONCE | {"authorization": f"Bearer {key}"})).json())
     assert made[0]["id"] != made[1]["id"]
+
+
+async def test_a_forgotten_conversation_takes_its_kept_answers_along(
+    client: httpx.AsyncClient, gateway: Gateway, services: Services
+) -> None:
+    conversations = Conversations(TieredStore(await gateway.store()), clock=services.clock)
+    routes = httpx.ASGITransport(create_app(replace(services, conversations=conversations)))
+    async with httpx.AsyncClient(transport=routes, base_url="http://platform") as client:
+        for stream in (False, True):
+            await client.post(
+                "/api/v2/chat", json={"message": "hi", "stream": stream}, headers={"idempotency-key": f"{stream}"}
+            )
+        found = (await client.get(TALKS)).json()["conversations"]
+        assert len(found) == 2
+        assert len(await (await gateway.store()).list("local", KEPT_ANSWERS)) == 2
+        for conversation in found:
+            await client.delete(f"{TALKS}/{conversation['id']}")
+    assert await (await gateway.store()).list("local", KEPT_ANSWERS) == []
 
 
 async def test_secrets_are_not_kept(client: httpx.AsyncClient) -> None:
