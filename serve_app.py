@@ -14,7 +14,8 @@ import os
 import secrets
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,6 +33,7 @@ from actors.conversation_store import ConversationClient, start_conversation_sha
 from actors.job_scheduler import JobClient, start_job_scheduler
 from actors.metrics_hub import MonitorClient, start_metrics_hub
 from actors.names import NAMESPACE
+from actors.reporting import report_process
 from chatgrpo.api.app import create_app, gateway_of
 from chatgrpo.api.live import create_live_app
 from chatgrpo.api.operations import Operations
@@ -40,6 +42,7 @@ from chatgrpo.clock import SystemClock
 from chatgrpo.config import PlatformConfig, load_platform_config, load_yaml
 from chatgrpo.gateway.exposure import refuse_open_door
 from chatgrpo.jobs.config import JobsConfig
+from chatgrpo.monitoring.merging import rows_of
 from chatgrpo.monitoring.process import observe_process
 from chatgrpo.monitoring.requests import RequestTotals
 
@@ -95,7 +98,16 @@ class Live:
 
         started_s = self._services.clock.monotonic()
         operations = Operations(services=self._services, totals=totals, started_s=started_s)
-        return create_live_app(self._services, operations, middleware=gateway_of(self._services).middleware())
+        gateway = gateway_of(self._services)
+
+        @asynccontextmanager
+        async def reporting(_: FastAPI) -> AsyncIterator[None]:
+            task = report_process(lambda: rows_of(gateway.metrics.registry) if gateway.metrics else [])
+            yield
+            task.cancel()
+            await gateway.close()
+
+        return create_live_app(self._services, operations, middleware=gateway.middleware(), lifespan=reporting)
 
 
 def build_api(platform: PlatformConfig) -> serve.Application:

@@ -15,6 +15,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from actors.reporting import report_process
+from actors.reporting import report_process
 from chatgrpo.config import PlatformConfig
 from chatgrpo.errors import Overloaded, PlatformError, Unavailable
 from chatgrpo.inference import models
@@ -24,7 +25,11 @@ from chatgrpo.inference.engine import SamplingParams
 from chatgrpo.messages import Message
 from chatgrpo.monitoring.history import Row
 from chatgrpo.monitoring.merging import rows_of
+from chatgrpo.monitoring.history import Row
+from chatgrpo.monitoring.merging import rows_of
 from chatgrpo.monitoring.process import observe_process
+from chatgrpo.monitoring.samples import of_chat, registry_of
+from chatgrpo.monitoring.usage import cache_rows
 from chatgrpo.monitoring.samples import of_chat, registry_of
 from chatgrpo.monitoring.tracing import carrier, stream_span
 
@@ -83,6 +88,7 @@ class ChatModel:
         models.check_available(platform.default_model, runs_dir=platform.runs_dir)
         self._runner = ChatRunner(partial(load_speaker, platform), max_models=platform.max_models_per_replica)
         self._reporting = report_process(self._rows)
+        self._reporting = report_process(self._rows)
         self._preload = asyncio.get_running_loop().create_task(self._runner.preload(platform.default_model))
 
     async def stream(
@@ -96,7 +102,11 @@ class ChatModel:
         return self._runner.status() | {"reports_itself": True}
 
     def _rows(self) -> list[Row]:
-        return rows_of(registry_of(of_chat(self._runner.status())))
+        runner = self._runner
+        return [
+            *rows_of(registry_of(of_chat(runner.status()))),
+            *cache_rows("model", num_hits=runner.num_hits, num_misses=runner.num_misses),
+        ]
 
     async def record_routing_stats(self) -> dict[str, float]:
         """Serve hands it to every router: what balancing goes by."""

@@ -20,11 +20,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ulid import ULID
 
 from actors.names import CONVERSATION_SHARD, NAMESPACE
+from actors.reporting import report_process
 from chatgrpo.config import PlatformConfig
 from chatgrpo.errors import PlatformError, Unavailable
 from chatgrpo.messages import Message
+from chatgrpo.monitoring.history import Row
 from chatgrpo.monitoring.process import observe_process
 from chatgrpo.monitoring.tracing import carrier, trace_operation
+from chatgrpo.monitoring.usage import cache_rows, count_act
 from chatgrpo.state.conversation import Appended, Conversation, Page, Window
 from chatgrpo.state.conversations import Conversations
 from chatgrpo.state.export import Include, export_lines
@@ -64,6 +67,7 @@ class ConversationShard:
     async def __init__(self, platform: PlatformConfig) -> None:  # type: ignore[misc]  # Ray awaits it on the actor's loop
         observe_process(platform, "store")
         self._conversations: Conversations = await open_platform_conversations(platform)
+        self._reporting = report_process(self._cache_rows)
         self._sweeper = asyncio.get_running_loop().create_task(self._sweep_forever())
 
     async def ask(
@@ -73,9 +77,16 @@ class ConversationShard:
             raise AttributeError(f"a conversation shard has no method {method}")
         call = partial(getattr(self._conversations, method), *args, **options)
         if not trace:  # a probe, or nobody traces
-            return await call()
-        with trace_operation(f"conversation.{method}", component="store", parent=trace):
-            return await call()
+            answer = await call()
+        else:
+            with trace_operation(f"conversation.{method}", component="store", parent=trace):
+                answer = await call()
+        count_act(method, options)
+        return answer
+
+    def _cache_rows(self) -> list[Row]:
+        tiers = self._conversations.tiers
+        return cache_rows("conversation", num_hits=tiers.num_hits, num_misses=tiers.num_misses)
 
     async def pid(self) -> int:
         """The actor's process, for tests that kill it."""
@@ -84,6 +95,7 @@ class ConversationShard:
     async def drain(self) -> None:
         """Writes out what waits and stops taking calls, before the shard is taken away."""
         self._sweeper.cancel()
+        self._reporting.cancel()
         await self._conversations.close()
 
     async def _sweep_forever(self) -> None:

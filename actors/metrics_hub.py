@@ -9,8 +9,10 @@ from typing import Any, cast
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.names import METRICS_HUB, NAMESPACE
+from actors.ray_metrics import RayMetrics
 from chatgrpo.clock import SystemClock
 from chatgrpo.config import PlatformConfig
 from chatgrpo.errors import PlatformError, Unavailable
@@ -19,6 +21,7 @@ from chatgrpo.monitoring.history import Row
 from chatgrpo.monitoring.monitor import Monitor
 from chatgrpo.monitoring.notify import Notifier
 from chatgrpo.monitoring.process import observe_process
+from chatgrpo.monitoring.silence_file import SilenceFile
 
 logger = logging.getLogger(__name__)
 
@@ -27,13 +30,15 @@ Json = dict[str, Any]
 
 class MetricsHub:
     """Monitor plus a tick loop, in an actor. It forgets its history when it restarts: alerts that still hold fire
-    again after their time."""
+    again after their time. Silences are in a file under `home`, so the actor stays on the head node."""
 
     async def __init__(self, platform: PlatformConfig) -> None:  # type: ignore[misc]  # Ray awaits it
         observe_process(platform, "hub")
         config, clock = load_alerts(platform.alerts_config), SystemClock()
+        silences = SilenceFile(platform.home / "silences.json")
         notify = Notifier(config.handlers, clock=clock)
-        self._monitor = Monitor(config, clock=clock, notify=notify, tick_on_report=False)
+        self._monitor = Monitor(config, clock=clock, notify=notify, tick_on_report=False, silence_file=silences)
+        self._ray_metrics = RayMetrics()
         self._tick_s = config.tick_s
         self._loop = asyncio.get_running_loop().create_task(self._tick_forever())
 
@@ -45,6 +50,7 @@ class MetricsHub:
         while True:
             try:
                 await self._monitor.tick()
+                self._ray_metrics.show(await self._monitor.rows())
             except Exception:
                 # A rule that cannot be looked at must not silence all others for good.
                 logger.exception("tick failed")
@@ -52,7 +58,8 @@ class MetricsHub:
 
 
 def start_metrics_hub(platform: PlatformConfig) -> Any:
-    """The hub's handle; the actor is made unless it runs already."""
+    """The hub's handle; the actor is made on this node unless it runs already."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return (
         ray.remote(MetricsHub)
         .options(
@@ -63,6 +70,7 @@ def start_metrics_hub(platform: PlatformConfig) -> Any:
             max_restarts=-1,
             num_cpus=0,
             max_concurrency=1000,
+            scheduling_strategy=here,
         )
         .remote(platform)
     )
@@ -73,6 +81,9 @@ class MonitorClient:
 
     async def report(self, source: str, rows: Sequence[Row]) -> None:
         await self._ask("report", source, rows)
+
+    async def rows(self) -> list[Row]:
+        return cast(list[Row], await self._ask("rows"))
 
     async def alerts(self) -> list[Json]:
         return cast(list[Json], await self._ask("alerts"))

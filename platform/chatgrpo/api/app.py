@@ -29,7 +29,7 @@ from chatgrpo.api.services import ChatService, Services
 from chatgrpo.config import PlatformConfig
 from chatgrpo.gateway.gateway import Gateway
 from chatgrpo.monitoring.reporter import report_forever
-from chatgrpo.monitoring.requests import RequestTotals
+from chatgrpo.monitoring.requests import MeasureQueue, RequestTotals
 
 # Below, a packet is sent either way.
 GZIP_FROM_BYTES = 1400
@@ -99,12 +99,16 @@ def create_app(services: Services) -> FastAPI:
         await asyncio.wait({reporting})
         await gateway.close()
 
+    innermost = (
+        Middleware(BodyLimit, max_bytes=services.config.max_body_bytes),
+        Middleware(MeasureQueue, metrics=metrics),
+    )
     app = FastAPI(
         title="chatgrpo",
         version=version("chatgrpo"),
         summary="Conversational agents that get better by reinforcement learning.",
         # Outside of everything, so that the cache holds answers as they are; event streams are left alone.
-        middleware=[Middleware(GZipMiddleware, minimum_size=GZIP_FROM_BYTES), *gateway.middleware(), Middleware(BodyLimit, max_bytes=services.config.max_body_bytes)],
+        middleware=[Middleware(GZipMiddleware, minimum_size=GZIP_FROM_BYTES), *gateway.middleware(), *innermost],
         lifespan=closing,
         docs_url=None,
         redoc_url=None,

@@ -27,6 +27,7 @@ from typing import Any
 from fastapi import APIRouter, FastAPI, WebSocket, WebSocketDisconnect
 from pydantic import ValidationError
 from starlette.middleware import Middleware
+from starlette.types import Lifespan
 
 from chatgrpo.api import live_events
 from chatgrpo.api.errors import error_body, handle_errors, refusal_of
@@ -57,10 +58,23 @@ MAX_MESSAGE_CHARS = 64 * 1024
 SUBPROTOCOL = "chatgrpo.v2"
 
 
-def create_live_app(services: Services, operations: Operations, *, middleware: Sequence[Middleware] = ()) -> FastAPI:
+def create_live_app(
+    services: Services,
+    operations: Operations,
+    *,
+    middleware: Sequence[Middleware] = (),
+    lifespan: Lifespan[FastAPI] | None = None,
+) -> FastAPI:
     """The application to mount under `/ws`. Where nothing in front of it keeps the door, `middleware` must: that of
-    the gateway."""
-    app = FastAPI(title="chatgrpo live", docs_url=None, redoc_url=None, openapi_url=None, middleware=list(middleware))
+    the gateway. `lifespan` is run where it is not mounted."""
+    app = FastAPI(
+        title="chatgrpo live",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        middleware=list(middleware),
+        lifespan=lifespan,
+    )
     app.state.services = services
     app.state.operations = operations
     app.state.hub = LiveHub(partial(source_of, services=services, operations=operations))

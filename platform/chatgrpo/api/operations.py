@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import platform
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -23,6 +23,7 @@ from chatgrpo.monitoring import meters, samples
 from chatgrpo.monitoring.exposition import expose
 from chatgrpo.monitoring.history import Row
 from chatgrpo.monitoring.merging import rows_of
+from chatgrpo.monitoring.reporter import SOURCE
 from chatgrpo.monitoring.requests import RequestMetrics, RequestTotals
 from chatgrpo.monitoring.samples import Sample
 from chatgrpo.monitoring.system import read_system
@@ -108,8 +109,11 @@ class Operations:
 
     async def samples(self) -> list[Sample]:
         """What all parts report now. One that does not answer is missing, and `chatgrpo_component_up` says so."""
-        (components, queue, chat), running, system = await asyncio.gather(
-            self._probe(), self._running(), asyncio.to_thread(read_system, self.services.config.home)
+        (components, queue, chat), running, ended, system = await asyncio.gather(
+            self._probe(),
+            self._jobs(JobState.RUNNING),
+            self._jobs(JobState.SUCCEEDED),
+            asyncio.to_thread(read_system, self.services.config.home),
         )
         return [
             *samples.of_components(components),
@@ -117,6 +121,7 @@ class Operations:
             *samples.of_chat(chat),
             *samples.of_machine(system),
             *samples.of_training(running),
+            *samples.of_models(ended),
         ]
 
     async def rows(self, requests: CollectorRegistry) -> list[Row]:
@@ -124,14 +129,24 @@ class Operations:
         reported = samples.registry_of(await self.samples())
         return [row for registry in (requests, meters.PROCESS.registry, reported) for row in rows_of(registry)]
 
+    async def merged(self, own: Sequence[Row]) -> Sequence[Row]:
+        """The figures of all processes, this one's the newest; `own` when the monitor does not answer."""
+
+        async def asked() -> Sequence[Row]:
+            await self.services.monitor.report(SOURCE, own)
+            return await self.services.monitor.rows()
+
+        _, found = await self._ask(asked())
+        return found if found is not None else own
+
     async def _alerts(self) -> list[Facts]:
         """Firing alerts about the platform as a whole: components are asked directly, jobs have owners."""
         _, alerts = await self._ask(self.services.monitor.alerts())
         whole = [alert for alert in alerts or [] if not {"component", "job_id"} & set(alert["labels"])]
         return [alert for alert in whole if alert["state"] == "firing"]
 
-    async def _running(self) -> list[Facts]:
-        _, jobs = await self._ask(self.services.jobs.list(owner=None, state=JobState.RUNNING, limit=samples.MAX_JOBS))
+    async def _jobs(self, state: JobState) -> list[Facts]:
+        _, jobs = await self._ask(self.services.jobs.list(owner=None, state=state, limit=samples.MAX_JOBS))
         return jobs or []
 
     async def _probe(self) -> tuple[dict[str, Facts], Facts, Facts]:
@@ -199,12 +214,12 @@ async def system_status(operations: OperationsOf) -> Facts:
 
 @router.get("/metrics", response_class=PlainTextResponse)
 async def prometheus(operations: OperationsOf, connection: HTTPConnection) -> Response:
-    """Prometheus text, or OpenMetrics for who asks for it. Answers with the figures of this replica."""
+    """Prometheus text, or OpenMetrics for who asks for it. The figures of all processes, merged; of this replica alone
+    while the metrics hub does not answer."""
     requests: RequestMetrics = connection.app.state.metrics
-    reported = samples.registry_of(await operations.samples())
-    text, content_type = expose(
-        [requests.registry, meters.PROCESS.registry, reported], connection.headers.get("accept", "")
-    )
+    registries = [requests.registry, meters.PROCESS.registry]
+    rows = await operations.merged(await operations.rows(requests.registry))
+    text, content_type = expose(rows, registries, connection.headers.get("accept", ""))
     return Response(text, headers={"Content-Type": content_type})
 
 

@@ -21,6 +21,8 @@ from chatgrpo.gateway.counters import Counters
 from chatgrpo.gateway.identity import Identity
 from chatgrpo.gateway.limits import Meter, Verdict
 from chatgrpo.gateway.refusal import refuse
+from chatgrpo.monitoring.catalog import LIMIT_REFUSALS
+from chatgrpo.monitoring.meters import PROCESS
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +106,7 @@ class RateLimit:
             await refuse(error, scope, receive, send)
             return
         if verdict is not None and not verdict.is_admitted:
+            PROCESS.of(LIMIT_REFUSALS).inc(limit=_refusing(verdict).name)
             await refuse(_refusal(verdict), scope, receive, send, headers=headers_of(verdict))
             return
         headers = [(name.encode(), value.encode()) for name, value in headers_of(verdict).items()] if verdict else []
@@ -133,6 +136,7 @@ async def _take(counters: Counters, meters: Sequence[Meter], lease: str) -> Verd
         return None
     for meter in verdict.over:
         if meter.is_shadow:
+            PROCESS.of(LIMIT_REFUSALS).inc(limit=f"{meter.name} (shadow)")
             logger.info("shadow limit %s would refuse key=%s limit=%d", meter.name, meter.key, meter.limit)
     return verdict
 
@@ -160,8 +164,12 @@ def headers_of(verdict: Verdict) -> dict[str, str]:
     }
 
 
+def _refusing(verdict: Verdict) -> Meter:
+    return next(meter for meter in verdict.over if not meter.is_shadow)
+
+
 def _refusal(verdict: Verdict) -> RateLimited:
-    meter = next(meter for meter in verdict.over if not meter.is_shadow)
+    meter = _refusing(verdict)
     rate = f"{meter.limit} at once" if meter.window_s == 0 else f"{meter.limit} in {meter.window_s:g} s"
     return RateLimited(f"limit {meter.name!r} is used up ({rate}); come back later", max(1.0, verdict.retry_after_s))
 
@@ -200,7 +208,8 @@ class TokenBudget:
         if verdict is None:
             return TokenHold(None, (), num_tokens, 0.0)
         if not verdict.is_admitted:
-            meter = next(meter for meter in verdict.over if not meter.is_shadow)
+            meter = _refusing(verdict)
+            PROCESS.of(LIMIT_REFUSALS).inc(limit=f"{meter.name} (tokens)")
             left = max(0, meter.limit - verdict.readings[verdict.meters.index(meter)].used)
             raise RateLimited(
                 f"limit {meter.name!r} has {left} of {meter.limit} tokens in {meter.window_s:g} s left, and the reply "

@@ -12,11 +12,13 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from chatgrpo.clock import Clock
+from chatgrpo.monitoring.catalog import CACHE_LOOKUPS
+from chatgrpo.monitoring.meters import Meter
 
 MAX_BYTES = 64 * 2**20
 # One larger than this would push out many others.
@@ -37,14 +39,18 @@ class Answer:
 
 
 class CacheStore:
-    """Answers by key, the least recently told out first. `lookups` counts hits and misses."""
+    """Answers by key, the least recently told out first. Counts hits and misses."""
 
     def __init__(self, clock: Clock, *, registry: CollectorRegistry | None = None, max_bytes: int = MAX_BYTES) -> None:
         self._clock = clock
         self._max_bytes = max_bytes
         self._num_bytes = 0
         self._answers: OrderedDict[Hashable, Answer] = OrderedDict()
-        self.lookups = Counter("chatgrpo_cache_lookups", "Looks into the cache.", ["result"], registry=registry)
+        self._lookups = Meter(CACHE_LOOKUPS, registry, None)
+
+    def looked(self, result: str) -> None:
+        """`hit` or `miss`."""
+        self._lookups.inc(tier="response", result=result)
 
     def get(self, key: Hashable) -> Answer | None:
         answer = self._answers.get(key)
@@ -86,10 +92,10 @@ class ResponseCache:
         if "no-cache" not in headers.get("cache-control", ""):
             answer = self.store.get(key) or await self._awaited(key)
             if answer is not None:
-                self.store.lookups.labels("hit").inc()
+                self.store.looked("hit")
                 await answer.tell(send)
                 return
-        self.store.lookups.labels("miss").inc()
+        self.store.looked("miss")
         await self._make(key, ttl_s, scope, receive, send)
 
     async def _awaited(self, key: Hashable) -> Answer | None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
 
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -26,6 +26,8 @@ from chatgrpo.gateway.client_address import Network
 from chatgrpo.gateway.config import ThreatConfig
 from chatgrpo.gateway.key_format import key_id_of
 from chatgrpo.gateway.refusal import refuse
+from chatgrpo.monitoring.catalog import BLOCKS, OFFENCES, TURNED_AWAY
+from chatgrpo.monitoring.meters import Meter
 
 logger = logging.getLogger(__name__)
 
@@ -89,9 +91,9 @@ class ThreatWatch:
         self._config = config
         self._clock = clock
         self._records: OrderedDict[str, Record] = OrderedDict()
-        self._offences = Counter("chatgrpo_offences", "Requests that look like an attack.", ["kind"], registry=registry)
-        self._blocks = Counter("chatgrpo_blocks", "Addresses blocked for what they did.", registry=registry)
-        self._turned_away = Counter("chatgrpo_turned_away", "Requests of blocked addresses.", registry=registry)
+        self._offences = Meter(OFFENCES, registry, None)
+        self._blocks = Meter(BLOCKS, registry, None)
+        self._turned_away = Meter(TURNED_AWAY, registry, None)
 
     def is_blocked(self, address: str) -> bool:
         record = self._records.get(address)
@@ -103,7 +105,7 @@ class ThreatWatch:
         return blocked
 
     def report(self, address: str, offence: Offence) -> None:
-        self._offences.labels(offence).inc()
+        self._offences.inc(kind=offence)
         if is_in(address, self._config.never_blocked):
             return
         now = self._clock.monotonic()

@@ -91,6 +91,8 @@ class ChatRunner:
         self._ids = count()
         self._num_active = 0
         self._num_tokens = 0
+        # Looks for a loaded model, which is a cache of what is on disk.
+        self.num_hits = self.num_misses = 0
         self._thread = _EngineThread()
 
     async def preload(self, model: str) -> None:
@@ -184,6 +186,10 @@ class ChatRunner:
                 self._changed.notify_all()
 
     async def _acquire(self, model: str) -> _Loaded:
+        if model in self._loaded:
+            self.num_hits += 1
+        else:
+            self.num_misses += 1
         while model not in self._loaded:
             # Shielded: a client that leaves must not throw away a load that others wait for.
             await asyncio.shield(self._load_once(model))

@@ -52,6 +52,11 @@ def _gauge(name: str, help: str, *labels: str, unit: str = "", merge: Merge = Me
     return Metric(name=PREFIX + name, help=help, unit=unit, labels=labels, merge=merge)
 
 
+def _machine_counter(name: str, help: str) -> Metric:
+    """Every process of a machine reports the same count."""
+    return Metric(name=PREFIX + name, help=help, kind=Kind.COUNTER, unit="bytes", merge=Merge.MAX)
+
+
 # From a cached GET (a millisecond) to a long streamed reply on a CPU (minutes).
 _REQUEST_BUCKETS_S = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0)
 
@@ -66,9 +71,26 @@ HTTP_SECONDS = Metric(
     merge=Merge.SUM,
     buckets=_REQUEST_BUCKETS_S,
 )
+HTTP_QUEUE_SECONDS = Metric(
+    name=f"{PREFIX}http_queue_seconds",
+    help="Time that a request waited before its handler: authentication, limits, cache, body, its turn.",
+    kind=Kind.HISTOGRAM,
+    unit="seconds",
+    labels=("route",),
+    merge=Merge.SUM,
+    buckets=(0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0),
+)
 HTTP_CONNECTIONS = _gauge("http_connections", "Requests and sockets being served now.", merge=Merge.SUM)
 LABELS_DROPPED = _counter("label_sets_dropped", "Label sets beyond a metric's limit, counted as `other`.", "metric")
 REPORTS_DROPPED = _counter("reports_dropped", "Metric reports that the hub did not take in time.")
+
+# Gateway
+CACHE_LOOKUPS = _counter("cache_lookups", "Looks into a cache: response, conversation, model.", "tier", "result")
+LIMIT_REFUSALS = _counter("limit_refusals", "Requests that a limit refused; a shadow limit only would have.", "limit")
+OFFENCES = _counter("offences", "Requests that look like an attack.", "kind")
+BLOCKS = _counter("blocks", "Addresses blocked for what they did.")
+TURNED_AWAY = _counter("turned_away", "Requests of blocked addresses.")
+BREAKER_STATE = _gauge("breaker_state", "0 closed, 1 half open, 2 open.", "upstream", merge=Merge.MAX)
 
 # Live updates
 LIVE_READERS = _gauge("live_readers", "Sockets open for live updates.", merge=Merge.SUM)
@@ -78,8 +100,20 @@ LIVE_READERS_DROPPED = _counter("live_readers_dropped", "Sockets closed because 
 # Platform
 COMPONENT_UP = _gauge("component_up", "1 when the component answers.", "component")
 JOBS = _gauge("jobs", "Jobs by state.", "state")
-CHAT_REQUESTS = _gauge("chat_requests", "Replies being written.")
+CHAT_REQUESTS = _gauge("chat_requests", "Replies being written.", merge=Merge.SUM)
 CHAT_TOKENS = _counter("chat_tokens", "Tokens sampled for chat.")
+
+# What it is for
+CONVERSATIONS_STARTED = _counter("conversations_started", "Conversations begun.")
+TURNS = _counter("conversation_turns", "Turns added to conversations.")
+FEEDBACK = Metric(
+    name=f"{PREFIX}feedback_score",
+    help="What people said about replies, from 0 (bad) to 1 (good).",
+    kind=Kind.HISTOGRAM,
+    merge=Merge.SUM,
+    buckets=(0.0, 0.25, 0.5, 0.75, 1.0),
+)
+MODEL_QUALITY = _gauge("model_eval_reward", "Mean held-out reward of a published model.", "model")
 
 # Machine
 _MAX = Merge.MAX
@@ -90,8 +124,8 @@ MEMORY_USED = _gauge("memory_used_bytes", "Memory in use.", unit="bytes", merge=
 DISK_PERCENT = _gauge("disk_percent", "Disk in use where runs are kept, 0 to 100.", unit="percent", merge=_MAX)
 DISK_FREE = _gauge("disk_free_bytes", "Free disk where runs are kept.", unit="bytes", merge=_MAX)
 PROCESS_MEMORY = _gauge("process_memory_bytes", "Memory of the API process.", unit="bytes", merge=Merge.SUM)
-NETWORK_SENT = _counter("network_sent_bytes", "Bytes sent by the machine.", unit="bytes")
-NETWORK_RECEIVED = _counter("network_received_bytes", "Bytes received by the machine.", unit="bytes")
+NETWORK_SENT = _machine_counter("network_sent_bytes", "Bytes sent by the machine.")
+NETWORK_RECEIVED = _machine_counter("network_received_bytes", "Bytes received by the machine.")
 GPU_PERCENT = _gauge("gpu_percent", "GPU use, 0 to 100.", "gpu", unit="percent", merge=_MAX)
 GPU_MEMORY_USED = _gauge("gpu_memory_used_bytes", "GPU memory in use.", "gpu", unit="bytes", merge=_MAX)
 
@@ -132,6 +166,11 @@ TRAINING: dict[str, Metric] = {
         ("rows_nonfinite", "rows_nonfinite", "Rows left out of the newest update: loss not finite.", ""),
         ("rollout/tokens_per_s", "tokens_per_second", "Tokens sampled a second while generating.", ""),
         ("rollout/environment_failures", "environment_failures", "Environment failures of the newest step.", ""),
+        ("update_tokens_per_s", "update_tokens_per_second", "Tokens learned from a second of the update.", ""),
+        ("mfu", "mfu_ratio", "Share of the device's peak that the update's FLOPs came to.", "ratio"),
+        ("memory_bytes", "memory_bytes", "Most GPU memory held; without a GPU the process's memory.", "bytes"),
+        ("weight_lag", "weight_lag_steps", "How many updates old the weights were that spoke.", ""),
+        ("time/eval_s", "eval_seconds", "The newest held-out evaluation.", "seconds"),
         ("time/rollout_s", "rollout_seconds", "Rollouts of the newest step.", "seconds"),
         ("time/update_s", "update_seconds", "Update of the newest step.", "seconds"),
         ("time/step_s", "step_seconds", "The whole newest step.", "seconds"),

@@ -32,9 +32,11 @@ class Merged:
     """Takes the reports of processes and tells what they make together.
 
     Counts never fall: what a process has counted stays when it goes, and one that begins anew adds to it. A process
-    that is seen for the first time begins at its first report."""
+    that is seen for the first time begins at its first report: what it had counted before a hub began anew would look
+    like a sudden growth. With `from_zero`, for one process that looks after itself, it begins at zero."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, from_zero: bool = False) -> None:
+        self._from_zero = from_zero
         self._reports: dict[str, tuple[float, dict[tuple[str, Labels], float]]] = {}
         self._totals: dict[tuple[str, Labels], float] = {}
 
@@ -43,8 +45,8 @@ class Merged:
         current = {(name, frozenset(labels.items())): value for name, labels, value in rows}
         _, former = self._reports.get(source, (now, {}))
         for key, value in current.items():
-            if key[0].endswith(_ADDS_UP):
-                before = former.get(key, 0.0 if former else value)
+            if key[0].endswith(_ADDS_UP) and rule_of(key[0]) is Merge.SUM:
+                before = former.get(key, 0.0 if former or self._from_zero else value)
                 self._totals[key] = self._totals.get(key, 0.0) + (value - before if value >= before else value)
         self._reports[source] = (now, current)
 

@@ -24,7 +24,7 @@ _NAME = re.compile(r"[a-z][a-z0-9_]*")
 class Meter:
     """One metric of this process. Label values are keywords; beyond MAX_LABEL_SETS they are counted as `other`."""
 
-    def __init__(self, metric: Metric, registry: CollectorRegistry, dropped: Meter | None) -> None:
+    def __init__(self, metric: Metric, registry: CollectorRegistry | None, dropped: Meter | None) -> None:
         options: dict[str, Any] = {"labelnames": metric.labels, "registry": registry, "unit": metric.unit}
         kinds: dict[Kind, Any] = {Kind.COUNTER: Counter, Kind.GAUGE: Gauge, Kind.HISTOGRAM: Histogram}
         if metric.buckets:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -14,6 +15,7 @@ from chatgrpo.monitoring.alert_config import Absence, AlertsConfig, All, BurnRat
 from chatgrpo.monitoring.alerts import Alert, Silence, look
 from chatgrpo.monitoring.history import STALE_S, History, Labels, Row
 from chatgrpo.monitoring.merging import Merged
+from chatgrpo.monitoring.silence_file import SilenceFile
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +28,10 @@ class MonitorService(Protocol):
 
     async def report(self, source: str, rows: Sequence[Row]) -> None:
         """The figures of one process now. Raises Unavailable when nobody takes them."""
+        ...
+
+    async def rows(self) -> list[Row]:
+        """The figures of all processes that reported lately, merged."""
         ...
 
     async def alerts(self) -> list[Json]:
@@ -50,20 +56,30 @@ class Monitor:
     the owner calls `tick`, which also notices that nobody reports."""
 
     def __init__(
-        self, config: AlertsConfig, *, clock: Clock, notify: Notify | None = None, tick_on_report: bool = True
+        self,
+        config: AlertsConfig,
+        *,
+        clock: Clock,
+        notify: Notify | None = None,
+        tick_on_report: bool = True,
+        silence_file: SilenceFile | None = None,
     ) -> None:
         self._config, self._clock, self._notify = config, clock, notify
         self._tick_on_report = tick_on_report
-        self._merged = Merged()
+        self._merged = Merged(from_zero=tick_on_report)
         windows = [reach(rule.when) for rule in config.rules]
         self._history = History(keep_s=max([STALE_S, *windows]) * 1.1)
         self._active: dict[tuple[str, Labels], Alert] = {}
-        self._silences: dict[str, Silence] = {}
+        self._silence_file = silence_file
+        self._silences: dict[str, Silence] = {s.id: s for s in (silence_file.load() if silence_file else ())}
 
     async def report(self, source: str, rows: Sequence[Row]) -> None:
         self._merged.report(source, rows, self._clock.now())
         if self._tick_on_report:
             await self.tick()
+
+    async def rows(self) -> list[Row]:
+        return self._merged.rows(self._clock.now())
 
     async def tick(self) -> None:
         """One look at all rules; changes that no silence covers go to the handlers."""
@@ -93,6 +109,7 @@ class Monitor:
         until = self._clock.now() + seconds
         made = Silence(id=str(ULID()), rule=rule, labels=dict(labels), until=until, by=by, reason=reason)
         self._silences[made.id] = made
+        await self._keep_silences()
         return _shown(made)
 
     async def silences(self) -> list[Json]:
@@ -102,6 +119,11 @@ class Monitor:
     async def unsilence(self, silence_id: str) -> None:
         if self._silences.pop(silence_id, None) is None:
             raise NotFound(f"there is no silence {silence_id}")
+        await self._keep_silences()
+
+    async def _keep_silences(self) -> None:
+        if self._silence_file is not None:
+            await asyncio.to_thread(self._silence_file.save, list(self._silences.values()))
 
     def _is_silenced(self, alert: Alert) -> bool:
         now = self._clock.now()

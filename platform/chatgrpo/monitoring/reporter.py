@@ -16,6 +16,8 @@ from chatgrpo.monitoring.monitor import MonitorService
 
 logger = logging.getLogger(__name__)
 
+SOURCE = str(ULID())
+"""Of this process, for the monitor."""
 INTERVAL_S = 5.0
 # A hub that takes longer is down; the next report is as good.
 TIMEOUT_S = 4.0
@@ -25,11 +27,10 @@ async def report_forever(
     monitor: MonitorService, read: Callable[[], Awaitable[Sequence[Row]]], *, interval_s: float = INTERVAL_S
 ) -> None:
     """Until cancelled. A report that is not taken is counted and forgotten."""
-    source = str(ULID())
     while True:
         try:
             async with asyncio.timeout(TIMEOUT_S):
-                await monitor.report(source, await read())
+                await monitor.report(SOURCE, await read())
         except (PlatformError, TimeoutError) as error:
             PROCESS.of(REPORTS_DROPPED).inc()
             logger.debug("report dropped: %s", error)

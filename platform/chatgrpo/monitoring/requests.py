@@ -7,9 +7,11 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
-from chatgrpo.monitoring.catalog import HTTP_CONNECTIONS, HTTP_REQUESTS, HTTP_SECONDS
+from chatgrpo.monitoring.catalog import HTTP_CONNECTIONS, HTTP_QUEUE_SECONDS, HTTP_REQUESTS, HTTP_SECONDS
 from chatgrpo.monitoring.meters import Meters
 from chatgrpo.monitoring.tracing import trace_id
+
+_ARRIVED = "arrived"
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -37,6 +39,7 @@ class RequestMetrics:
         self._requests = meters.of(HTTP_REQUESTS)
         self._seconds = meters.of(HTTP_SECONDS)
         self._open = meters.of(HTTP_CONNECTIONS)
+        self._queued = meters.of(HTTP_QUEUE_SECONDS)
         self._num_finished = self._num_errors = self._num_open = 0
         self._sum_s = 0.0
 
@@ -47,6 +50,10 @@ class RequestMetrics:
     def closed(self) -> None:
         self._num_open -= 1
         self._open.set(self._num_open)
+
+    def began(self, *, route: str, seconds: float) -> None:
+        """A handler began, so long after the request arrived."""
+        self._queued.observe(seconds, route=route)
 
     def answered(self, *, method: str, route: str, status: int, seconds: float) -> None:
         self._requests.inc(method=method, route=route, status=f"{status // 100}xx")
@@ -85,6 +92,7 @@ class MeasureRequests:
                 status = message["status"]
             await send(message)
 
+        scope.setdefault("state", {})[_ARRIVED] = started
         self.metrics.opened()
         try:
             await self.app(scope, receive, watched)
@@ -98,6 +106,20 @@ class MeasureRequests:
                 self.metrics.answered(
                     method=_method(scope["method"]), route=_route(scope), status=status, seconds=seconds
                 )
+
+
+class MeasureQueue:
+    """ASGI middleware, the innermost: how long a request waited for what stands in front of its handler."""
+
+    def __init__(self, app: AsgiApp, *, metrics: RequestMetrics) -> None:
+        self.app = app
+        self.metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        arrived = scope.get("state", {}).get(_ARRIVED)
+        if scope["type"] == "http" and arrived is not None:
+            self.metrics.began(route=_route(scope), seconds=time.perf_counter() - arrived)
+        await self.app(scope, receive, send)
 
 
 def _method(method: str) -> str:

@@ -40,7 +40,8 @@ def of_queue(queue: Facts) -> Iterator[Sample]:
 
 
 def of_chat(chat: Facts) -> Iterator[Sample]:
-    if chat:
+    # Replicas of models that tell the hub themselves would be counted once for each API replica.
+    if chat and not chat.get("reports_itself"):
         yield Sample(catalog.CHAT_REQUESTS, float(chat["active_requests"]))
         yield Sample(catalog.CHAT_TOKENS, float(chat["tokens_generated"]))
 
@@ -64,6 +65,13 @@ def of_training(jobs: Iterable[Facts]) -> Iterator[Sample]:
         for reported, metric in catalog.TRAINING.items():
             if reported in figures:
                 yield Sample(metric, float(figures[reported]), label)
+
+
+def of_models(jobs: Iterable[Facts]) -> Iterator[Sample]:
+    """`jobs`: views of succeeded jobs, the newest first; each is a model."""
+    for job in list(jobs)[:MAX_JOBS]:
+        if "eval_reward" in job["metrics"]:
+            yield Sample(catalog.MODEL_QUALITY, float(job["metrics"]["eval_reward"]), (str(job["job_id"]),))
 
 
 class Reported(Collector):

@@ -61,6 +61,7 @@ class TieredStore:
         self._wake = asyncio.Event()
         self._flusher: asyncio.Task[None] | None = None
         self._is_closing = False
+        self.num_hits = self.num_misses = 0
 
     async def start(self) -> None:
         """Begins to listen for changes; nothing is cached before."""
@@ -94,7 +95,10 @@ class TieredStore:
             return None
         if self._is_exact and self._clock.monotonic() >= self._refresh_at:
             return None
-        return log if self._copies.touch(log.key) else None
+        if not self._copies.touch(log.key):
+            return None
+        self.num_hits += 1
+        return log
 
     def cached(self, key: Key, level: Consistency, token: SessionToken) -> Log | None:
         """The copy in L1, if it may answer at this level."""
@@ -125,7 +129,9 @@ class TieredStore:
                 await self._write_pending(key)
         log = self.cached(key, level, token)
         if log is not None and has(log, want):
+            self.num_hits += 1
             return log
+        self.num_misses += 1
         load = self._loads.get(key)
         if load is not None:
             await asyncio.wait([load])

@@ -24,6 +24,7 @@ from chatgrpo.inference.torch_engine import TorchEngine
 from chatgrpo.jobs import checkpoints, divergence, early_stopping
 from chatgrpo.jobs.divergence import Diverged
 from chatgrpo.jobs.run_folder import RunFolder
+from chatgrpo.monitoring.tracing import trace_operation
 from chatgrpo.rewards.pool import RewardPool
 from chatgrpo.rewards.rubric import Rubric
 from chatgrpo.rollouts.collector import collect
@@ -43,6 +44,7 @@ from chatgrpo.training.optimization import Optimization, TorchOptimization
 from chatgrpo.training.policy import Policy
 from chatgrpo.training.precision import compute_dtype, device_of_rank
 from chatgrpo.training.scoring import score
+from chatgrpo.training.step_gauge import StepGauge
 from chatgrpo.training.tracking import Trackers
 
 logger = logging.getLogger(__name__)
@@ -101,6 +103,8 @@ class Run:
         device = device_of_rank()
         loaded = load(config.model, models_dir=place.models_dir, runs_dir=place.runs_dir, device=device)
         self.template = loaded.template
+        dtype = compute_dtype(config.dtype, device)
+        self.gauge = StepGauge(config, loaded.model, device=device, dtype=dtype)
         # Adapters start from random numbers: the same on every rank and in every attempt.
         torch.manual_seed(config.seed)
         self.policy = Policy(loaded.model, lora=config.lora, compute_dtype=compute_dtype(config.dtype, device))
@@ -144,7 +148,9 @@ class Run:
             self._evaluate({})
         reason, stopped, diverged = "", False, False
         while state.step < self.total_steps and not reason:
-            metrics = self._step()
+            with trace_operation("training.step", component="trainer") as span:
+                span.set_attribute("step", state.step + 1)
+                metrics = self._step()
             last = state.step == self.total_steps
             if config.num_eval_prompts and (last or (config.eval_steps and state.step % config.eval_steps == 0)):
                 metrics |= self._evaluation_metrics()
@@ -182,10 +188,12 @@ class Run:
 
     def _step(self) -> dict[str, float]:
         began = time.monotonic()
-        groups, stats = self._collect()
+        with trace_operation("training.rollout", component="trainer"):
+            groups, stats = self._collect()
         generated = time.monotonic()
         scored = score(self.config, groups, self.rewards.rubric.weights)
-        update = self.learner.update([g.episodes for g in groups], scored.advantages)
+        with trace_operation("training.update", component="trainer"):
+            update = self.learner.update([g.episodes for g in groups], scored.advantages)
         self.state.step += 1
         self.engine.weights_changed(self.state.step)
         updated = time.monotonic()
@@ -201,6 +209,7 @@ class Run:
             "rows_nonfinite": float(update.num_nonfinite_rows),
             "steps_skipped": float(update.skipped_steps),
             "weight_version": float(self.engine.weight_version),
+            **self.gauge.figures(groups, scored.advantages, step=self.state.step, update_s=updated - generated),
             "time/rollout_s": generated - began,
             "time/update_s": updated - generated,
             "time/step_s": time.monotonic() - began,

@@ -42,7 +42,7 @@ async def test_kept_for_its_time_and_no_longer(
     assert len((await client.get("/api/v2/jobs")).json()["jobs"]) == 3
     assert cached.metrics is not None
     counted = [
-        cached.metrics.registry.get_sample_value("chatgrpo_cache_lookups_total", {"result": result})
+        cached.metrics.registry.get_sample_value("chatgrpo_cache_lookups_total", {"tier": "response", "result": result})
         for result in ("hit", "miss")
     ]
     assert counted == [1.0, 4.0]

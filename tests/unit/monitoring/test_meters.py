@@ -11,6 +11,7 @@ from chatgrpo import monitoring
 from chatgrpo.errors import InvalidRequest
 from chatgrpo.monitoring import catalog, meters
 from chatgrpo.monitoring.exposition import expose
+from chatgrpo.monitoring.merging import rows_of
 from chatgrpo.monitoring.meters import MAX_LABEL_SETS, Meters, custom
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
@@ -59,7 +60,7 @@ def test_label_sets_are_bounded_and_the_rest_is_counted() -> None:
 def test_openmetrics_carries_the_trace_of_a_slow_request() -> None:
     made = Meters()
     made.of(catalog.HTTP_SECONDS).observe(3.0, route="/", trace_id="ab" * 16)
-    text, content_type = expose([made.registry], OPENMETRICS)
+    text, content_type = expose(rows_of(made.registry), [made.registry], OPENMETRICS)
     assert content_type.startswith("application/openmetrics-text")
     families = {f.name: f for f in text_string_to_metric_families(text.decode())}
     seconds = families["chatgrpo_http_request_seconds"]
@@ -69,6 +70,6 @@ def test_openmetrics_carries_the_trace_of_a_slow_request() -> None:
 
 
 def test_who_does_not_ask_gets_the_plain_format() -> None:
-    text, content_type = expose([Meters().registry], "")
+    text, content_type = expose([], [Meters().registry], "")
     assert content_type.startswith("text/plain")
     assert not re.search(rb"# EOF", text)
