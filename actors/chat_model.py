@@ -15,7 +15,6 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from actors.reporting import report_process
-from actors.reporting import report_process
 from chatgrpo.config import PlatformConfig
 from chatgrpo.errors import Overloaded, PlatformError, Unavailable
 from chatgrpo.inference import models
@@ -25,13 +24,10 @@ from chatgrpo.inference.engine import SamplingParams
 from chatgrpo.messages import Message
 from chatgrpo.monitoring.history import Row
 from chatgrpo.monitoring.merging import rows_of
-from chatgrpo.monitoring.history import Row
-from chatgrpo.monitoring.merging import rows_of
 from chatgrpo.monitoring.process import observe_process
 from chatgrpo.monitoring.samples import of_chat, registry_of
-from chatgrpo.monitoring.usage import cache_rows
-from chatgrpo.monitoring.samples import of_chat, registry_of
 from chatgrpo.monitoring.tracing import carrier, stream_span
+from chatgrpo.monitoring.usage import cache_rows
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +83,6 @@ class ChatModel:
         # A default model that cannot be had fails the deployment; loading it must not hold up the API.
         models.check_available(platform.default_model, runs_dir=platform.runs_dir)
         self._runner = ChatRunner(partial(load_speaker, platform), max_models=platform.max_models_per_replica)
-        self._reporting = report_process(self._rows)
         self._reporting = report_process(self._rows)
         self._preload = asyncio.get_running_loop().create_task(self._runner.preload(platform.default_model))
 
