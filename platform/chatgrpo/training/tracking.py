@@ -21,6 +21,10 @@ logger = logging.getLogger(__name__)
 class Tracker(Protocol):
     def log(self, metrics: Mapping[str, float], step: int) -> None: ...
 
+    def publish(self, export: Path, *, step: int) -> None:
+        """The policy of `step` was exported to the folder `export`."""
+        ...
+
     def close(self, *, succeeded: bool) -> None: ...
 
 
@@ -38,25 +42,41 @@ class JsonLines:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
 
+    def publish(self, export: Path, *, step: int) -> None:
+        pass
+
     def close(self, *, succeeded: bool) -> None:
         pass
 
 
 class MlflowTracker:
-    """Parameters and metrics to MLFLOW_TRACKING_URI, or to an SQLite store under `home`."""
+    """Parameters, metrics and the published model to MLFLOW_TRACKING_URI, or to an SQLite store under `home`. The model
+    is an artifact of its run and a new version of the registered model `experiment_name`."""
 
     def __init__(self, config: TrainConfig, run_id: str, home: Path) -> None:
         mlflow: Any = importlib.import_module("mlflow")
         if not mlflow.is_tracking_uri_set():
             mlflow.set_tracking_uri(f"sqlite:///{home / 'mlflow.db'}")
+            if mlflow.get_experiment_by_name(config.experiment_name) is None:
+                # Without a place of their own, artifacts would lie in the working directory.
+                mlflow.create_experiment(config.experiment_name, artifact_location=(home / "mlartifacts").as_uri())
         mlflow.set_experiment(config.experiment_name)
-        self._mlflow = mlflow
+        self._mlflow, self._name, self._job_id = mlflow, config.experiment_name, run_id
         self._run = mlflow.start_run(run_name=run_id, tags={"job_id": run_id})
         flat = {k: v for k, v in config.model_dump(mode="json").items() if not isinstance(v, dict | list)}
         mlflow.log_params(flat)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         self._mlflow.log_metrics(dict(metrics), step=step, synchronous=True)
+
+    def publish(self, export: Path, *, step: int) -> None:
+        self._mlflow.log_artifacts(str(export), artifact_path="model")
+        registry = self._mlflow.MlflowClient()
+        if not registry.search_registered_models(filter_string=f"name = '{self._name}'"):
+            registry.create_registered_model(self._name)
+        run = self._run.info
+        tags = {"job_id": self._job_id, "step": str(step)}
+        registry.create_model_version(self._name, f"{run.artifact_uri}/model", run_id=run.run_id, tags=tags)
 
     def close(self, *, succeeded: bool) -> None:
         self._mlflow.end_run("FINISHED" if succeeded else "FAILED")
@@ -78,6 +98,9 @@ class WandbTracker:
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         self._run.log(dict(metrics), step=step)
+
+    def publish(self, export: Path, *, step: int) -> None:
+        self._run.summary["published_step"] = step
 
     def close(self, *, succeeded: bool) -> None:
         self._run.finish(exit_code=0 if succeeded else 1)
@@ -106,6 +129,14 @@ class Trackers:
                 # Telemetry fails open: a server that went away must not end a run.
                 logger.warning("tracker=%s cannot log and is left out from step=%d on: %s", name, step, error)
                 del self._trackers[name]
+
+    def publish(self, export: Path, *, step: int) -> None:
+        for name, tracker in self._trackers.items():
+            try:
+                tracker.publish(export, step=step)
+            except Exception as error:  # noqa: BLE001
+                # The model is in the run folder; a registry that went away must not fail the run that made it.
+                logger.warning("tracker=%s cannot register the model of step=%d: %s", name, step, error)
 
     def close(self, *, succeeded: bool) -> None:
         for name, tracker in self._trackers.items():

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chatgrpo.training.config import TrainConfig
+from chatgrpo.training.tracking import Trackers
+
+
+@pytest.fixture
+def mlflow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    import mlflow
+
+    yield mlflow
+    mlflow.end_run()
+    mlflow.set_tracking_uri(None)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_published_model_is_a_version_in_the_registry(tmp_path: Path, mlflow: Any) -> None:
+    config = TrainConfig(experiment_name="sums", report_to=["mlflow"])
+    export = tmp_path / "export"
+    (export / "adapter").mkdir(parents=True)
+    (export / "adapter" / "weights").write_text("1 2 3")
+    for job_id, step in (("J1", 8), ("J2", 4)):
+        run_dir = tmp_path / job_id
+        run_dir.mkdir()
+        trackers = Trackers(config, run_id=job_id, run_dir=run_dir, home=tmp_path, resume_step=0)
+        trackers.log({"reward": 0.5}, step)
+        trackers.publish(export, step=step)
+        trackers.close(succeeded=True)
+        # The next run is another process, which starts without a store.
+        mlflow.set_tracking_uri(None)
+
+    registry = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    versions = sorted(registry.search_model_versions("name = 'sums'"), key=lambda v: int(v.version))
+    assert [(v.tags["job_id"], v.tags["step"]) for v in versions] == [("J1", "8"), ("J2", "4")]
+    run = registry.get_run(versions[0].run_id)
+    assert (run.data.metrics["reward"], run.data.params["model"]) == (0.5, config.model)
+    assert (Path(versions[0].source.removeprefix("file://")) / "adapter" / "weights").read_text() == "1 2 3"
+
+
+def test_a_registry_that_went_away_warns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Gone:
+        def publish(self, export: Path, *, step: int) -> None:
+            raise ConnectionError("no route")
+
+    trackers = Trackers(TrainConfig(), run_id="J", run_dir=tmp_path, home=tmp_path, resume_step=0)
+    trackers._trackers["mlflow"] = Gone()  # type: ignore[assignment]
+    with caplog.at_level(logging.WARNING):
+        trackers.publish(tmp_path, step=3)
+    assert "tracker=mlflow cannot register the model of step=3: no route" in caplog.text
