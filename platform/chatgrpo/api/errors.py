@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field, ValidationError
 from starlette.exceptions import HTTPException
 
 from chatgrpo.errors import Conflict, InvalidRequest, PlatformError, RateLimited, Unavailable
+from chatgrpo.gateway.response_headers import careful_headers
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +123,8 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:
     logger.error("unexpected error method=%s path=%s", request.method, request.url.path, exc_info=error)
-    return _answer(500, "the platform made a mistake; its log says which")
+    request_id = getattr(request.state, "request_id", "")
+    return _answer(500, "the platform made a mistake; its log says which", careful_headers(request_id))
 
 
 def _answer(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:

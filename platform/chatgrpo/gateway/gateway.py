@@ -28,6 +28,7 @@ from chatgrpo.gateway.counters_redis import RedisCounters
 from chatgrpo.gateway.counters_sqlite import SqliteCounters
 from chatgrpo.gateway.deadline import Deadline
 from chatgrpo.gateway.exposure import is_loopback
+from chatgrpo.gateway.header_limit import HeaderLimit
 from chatgrpo.gateway.hosts import AllowedHosts, hosts_of
 from chatgrpo.gateway.idempotency import Idempotency
 from chatgrpo.gateway.kept_answers import KeptAnswers
@@ -108,7 +109,8 @@ class Gateway:
         if self._enable_security:
             allowed = hosts_of(self.config.allowed_hosts, self._host)
             named = frozenset(name.lower() for name in self.config.allowed_hosts)
-            found += [Middleware(TurnAway, watch=self.threats), Middleware(AllowedHosts, allowed=allowed, named=named)]
+            found += [Middleware(TurnAway, watch=self.threats), Middleware(HeaderLimit)]
+            found += [Middleware(AllowedHosts, allowed=allowed, named=named)]
         found += [Middleware(RequireRow, table=self.table)]
         if self._enable_security:
             always = self.config.require_keys or not is_loopback(self._host)

@@ -17,6 +17,12 @@ _NO_STORE = (b"cache-control", b"no-store")
 _HTTPS_ONLY = (b"strict-transport-security", b"max-age=31536000")
 
 
+def careful_headers(request_id: str) -> dict[str, str]:
+    """For the one answer that is made outside of all middleware: that to a mistake of ours."""
+    found = [(b"x-request-id", request_id.encode()), *_ALWAYS, _NO_STORE, _DATA_POLICY]
+    return {name.decode(): value.decode() for name, value in found}
+
+
 class ResponseHeaders:
     """ASGI middleware. A handler's own Cache-Control and Content-Security-Policy stand."""
 
