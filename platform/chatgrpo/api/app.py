@@ -16,14 +16,15 @@ from starlette.middleware.gzip import GZipMiddleware
 
 from chatgrpo.api import alerts, chat, conversations, jobs, keys, models, openai, operations, snapshots, sweeps, train
 from chatgrpo.api.body_limit import BodyLimit
+from chatgrpo.api.cached_chat import CachedChat
 from chatgrpo.api.dashboard.site import add_dashboard
 from chatgrpo.api.description import describe
 from chatgrpo.api.errors import handle_errors
 from chatgrpo.api.guarded_chat import GuardedChat
 from chatgrpo.api.live import create_live_app
 from chatgrpo.api.operations import Operations
-from chatgrpo.api.replies import Replies
 from chatgrpo.api.reference_pages import add_reference_pages
+from chatgrpo.api.replies import Replies
 from chatgrpo.api.route_table import ROUTES
 from chatgrpo.api.services import ChatService, Services
 from chatgrpo.config import PlatformConfig
@@ -77,7 +78,8 @@ def gateway_of(services: Services) -> Gateway:
 def replies_over(chat: ChatService, gateway: Gateway) -> Replies:
     """What models say, guarded as the gateway's settings tell."""
     config = gateway.config.resilience
-    return Replies(GuardedChat(chat, gateway.circuits, config=config), gateway.ladder, config=config)
+    guarded = GuardedChat(chat, gateway.circuits, config=config)
+    return Replies(CachedChat(guarded, gateway.replies), gateway.ladder, config=config)
 
 
 def create_app(services: Services) -> FastAPI:
@@ -118,11 +120,11 @@ def create_app(services: Services) -> FastAPI:
     app.state.services = services
     app.state.metrics = metrics
     app.state.gateway = gateway
+    app.state.replies = replies_over(services.chat, gateway)
     app.state.operations = Operations(services=services, totals=totals, started_s=services.clock.monotonic())
     handle_errors(app)
     for router in ROUTERS:
         app.include_router(router)
-    app.state.replies = replies_over(services.chat, gateway)
     add_dashboard(app)
     add_reference_pages(app)
     describe(app, gateway.table)

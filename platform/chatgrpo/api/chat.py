@@ -21,6 +21,7 @@ from chatgrpo.api.services import Services, ServicesOf
 from chatgrpo.api.sse import Event, event_stream
 from chatgrpo.config import PlatformConfig
 from chatgrpo.errors import InvalidRequest
+from chatgrpo.gateway.kept_replies import Asker
 from chatgrpo.gateway.rate_limit import TokenHold, reserve_tokens
 from chatgrpo.inference.deltas import ChatDelta
 from chatgrpo.inference.engine import SamplingParams
@@ -80,13 +81,15 @@ class _Call:
     replies: Replies
     exchange: Exchange
     model: str
+    version: str
     strategy: str
     params: SamplingParams
     tokens: TokenHold
     started_s: float
 
     def speak(self) -> AsyncGenerator[ChatDelta, None]:
-        return self.replies.stream(self.model, self.exchange.prompt, self.params)
+        asker = Asker(tenant=self.exchange.owner, version=self.version, conversation_id=self.exchange.conversation_id)
+        return self.replies.stream(self.model, self.exchange.prompt, self.params, asker)
 
 
 @router.post(
@@ -100,7 +103,7 @@ async def chat(request: Request, body: ChatRequest, services: ServicesOf, replie
     started_s = services.clock.monotonic()
     model = body.model or services.config.default_model
     params = sampling_params(body, services.config)
-    await require_model(services, model, owner=owner)
+    version = await require_model(services, model, owner=owner)
     exchange = await open_exchange(
         services,
         body.message,
@@ -114,6 +117,7 @@ async def chat(request: Request, body: ChatRequest, services: ServicesOf, replie
         replies=replies,
         exchange=exchange,
         model=model,
+        version=version,
         strategy=body.strategy,
         params=params,
         tokens=await reserve_tokens(request, params.max_tokens),

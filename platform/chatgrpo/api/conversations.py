@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from chatgrpo.api.errors import RESPONSES
 from chatgrpo.api.identity import Owner
+from chatgrpo.api.replies import RepliesOf
 from chatgrpo.api.services import Services, ServicesOf
 from chatgrpo.errors import InvalidRequest, Unavailable
 from chatgrpo.messages import Message
@@ -153,9 +154,10 @@ async def get(
 
 
 @router.delete("/{conversation_id}", status_code=204)
-async def delete(conversation_id: ConversationId, services: ServicesOf, owner: Owner) -> None:
+async def delete(conversation_id: ConversationId, services: ServicesOf, replies: RepliesOf, owner: Owner) -> None:
     """For good: every version, its feedback, its place in snapshots. A note in the audit trail is all that stays."""
     await services.conversations.delete(conversation_id, tenant=owner)
+    await replies.forget_conversation(owner, conversation_id)
 
 
 @router.get("/{conversation_id}/messages")

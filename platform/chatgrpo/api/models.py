@@ -23,18 +23,19 @@ async def list_models(services: ServicesOf, owner: Owner) -> dict[str, Any]:
     return {"models": [*_base_models(services), *map(_job_model, published)]}
 
 
-async def require_model(services: Services, name: str, *, owner: str) -> None:
-    """Raises NotFound for a name that no model has (or another owner's job has), Conflict for a job that has not
-    published a model. Folders and hub ids are deliberately not served by name: a request must not make the platform
-    load arbitrary files."""
+async def require_model(services: Services, name: str, *, owner: str) -> str:
+    """The version of what is published under the name: it changes whenever something else is. Raises NotFound for a
+    name that no model has (or another owner's job has), Conflict for a job that has not published a model. Folders and
+    hub ids are deliberately not served by name: a request must not make the platform load arbitrary files."""
     if name == services.config.default_model or name in registry.BUILT_IN:
-        return
+        return name
     try:
         job = await services.jobs.get(name, owner=owner)
     except NotFound:
         raise NotFound(f"model {name!r} does not exist; GET /api/v2/models lists what can be chatted with") from None
     if job["status"] != JobState.SUCCEEDED:
         raise Conflict(f"job {name} is {job['status']}: its model can be chatted with once the job has succeeded")
+    return "@".join([name, *(str(job.get(field)) for field in ("attempt", "published_step", "ended_at"))])
 
 
 def _base_models(services: Services) -> list[dict[str, Any]]:

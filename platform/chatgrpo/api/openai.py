@@ -26,6 +26,7 @@ from chatgrpo.api.replies import Replies, RepliesOf
 from chatgrpo.api.services import Services, ServicesOf
 from chatgrpo.api.sse import Event, event_stream
 from chatgrpo.errors import InvalidRequest, NotFound
+from chatgrpo.gateway.kept_replies import Asker
 from chatgrpo.gateway.rate_limit import TokenHold, reserve_tokens
 from chatgrpo.inference.deltas import ChatDelta, TokenLogprob
 from chatgrpo.inference.engine import SamplingParams
@@ -108,6 +109,7 @@ class _Call:
     """A validated request. Reply i is written with params[i]."""
 
     replies: Replies
+    asker: Asker
     model: str
     messages: tuple[Message, ...]
     params: tuple[SamplingParams, ...]
@@ -116,7 +118,7 @@ class _Call:
     completion_id: str
 
     def speak(self, index: int) -> AsyncGenerator[ChatDelta, None]:
-        return self.replies.stream(self.model, self.messages, self.params[index])
+        return self.replies.stream(self.model, self.messages, self.params[index], self.asker)
 
     def answer(self, kind: str, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
         head = {"id": self.completion_id, "object": kind, "created": self.created, "model": self.model}
@@ -133,9 +135,10 @@ async def complete(
 ) -> Response:
     """Writes the next message. A client that leaves cancels it."""
     params = _params(body, services)
-    await require_model(services, body.model, owner=owner)
+    version = await require_model(services, body.model, owner=owner)
     call = _Call(
         replies=replies,
+        asker=Asker(tenant=owner, version=version),
         model=body.model,
         messages=tuple(message.message() for message in body.messages),
         params=params,

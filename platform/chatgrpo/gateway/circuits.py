@@ -17,11 +17,14 @@ from prometheus_client import CollectorRegistry, Counter
 from chatgrpo.clock import Clock
 from chatgrpo.errors import Conflict, Unavailable
 from chatgrpo.gateway.circuit_store import CircuitStore
+from chatgrpo.monitoring.catalog import BREAKER_STATE
+from chatgrpo.monitoring.meters import PROCESS
 from chatgrpo.resilience.circuit import Circuit, Decision, State, Window, decide, probed, probing
 from chatgrpo.resilience.config import BreakerConfig
 
 logger = logging.getLogger(__name__)
 
+_LEVELS: Final = {State.CLOSED: 0.0, State.HALF_OPEN: 1.0, State.OPEN: 2.0}
 LOOK_S: Final = 0.25
 """How old the shared view may be."""
 MAX_UPSTREAMS: Final = 1000
@@ -36,6 +39,7 @@ class _Upstream:
     window: Window
     circuit: Circuit | None = None
     looked_at: float = float("-inf")
+    shown: State | None = None
 
 
 @dataclass(slots=True)
@@ -114,7 +118,11 @@ class Circuits:
                 known.circuit = (await self._shared.load(known.name)).circuit
             except Unavailable as error:
                 logger.warning("circuits are not shared for now: %s", error.message)
-        return decide(known.circuit, self._config, self._clock.now())
+        decision = decide(known.circuit, self._config, self._clock.now())
+        if decision.state is not known.shown:
+            known.shown = decision.state
+            PROCESS.of(BREAKER_STATE).set(_LEVELS[decision.state], upstream=known.name)
+        return decision
 
     async def _claim_probe(self, known: _Upstream) -> Decision:
         """One replica wins the probe; for the others it is under way."""

@@ -96,6 +96,18 @@ class ThreatConfig(BaseModel):
     bad_body: float = Field(2.0, ge=0, description="Points for a body too large, malformed or of a wrong type.")
 
 
+class ReplyCacheConfig(BaseModel):
+    """Replies at temperature 0, told again to the same tenant by the same version of the same model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ttl_s: float = Field(0.0, ge=0, description="Seconds for which a reply is told again; 0: never.")
+    stale_s: float = Field(
+        300.0, ge=0, description="Seconds after that in which it still is, while it is being written anew."
+    )
+    max_bytes: int = Field(64 * 2**20, ge=1, description="Memory for them in each replica of the API.")
+
+
 class GatewayConfig(BaseModel):
     """What happens to a request before a handler sees it."""
 
@@ -126,6 +138,9 @@ class GatewayConfig(BaseModel):
     resilience: ResilienceConfig = Field(
         default_factory=ResilienceConfig,
         description="Breakers, retries, deadlines of replies, what is shed under load.",
+    )
+    reply_cache: ReplyCacheConfig = Field(
+        default_factory=ReplyCacheConfig, description="Replies that are told again; also in Redis with a `redis_url`."
     )
     idempotency_ttl_s: float = Field(
         86400.0, gt=0, description="Seconds for which the answer to a POST with an Idempotency-Key is told again."

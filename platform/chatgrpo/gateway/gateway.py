@@ -8,6 +8,7 @@ app = gateway.protect(my_asgi_app)          # or FastAPI(middleware=gateway.midd
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from starlette.middleware import Middleware
@@ -34,6 +35,7 @@ from chatgrpo.gateway.idempotency import Idempotency
 from chatgrpo.gateway.kept_answers import KeptAnswers
 from chatgrpo.gateway.key_format import read_pepper
 from chatgrpo.gateway.rate_limit import RateLimit
+from chatgrpo.gateway.reply_cache import ReplyCache
 from chatgrpo.gateway.response_cache import CacheStore, ResponseCache
 from chatgrpo.gateway.response_headers import ResponseHeaders
 from chatgrpo.gateway.routes import RequireRow, RouteTable
@@ -78,6 +80,8 @@ class Gateway:
         registry = self.metrics.registry if self.metrics else None
         self.threats = ThreatWatch(self.config.threats, clock=clock, registry=registry)
         self.cache = CacheStore(clock, registry=registry)
+        looked = partial(self.cache.looked, tier="reply")
+        self.replies = ReplyCache(self.config.reply_cache, clock=clock, looked=looked, redis_url=redis_url)
         resilience = self.config.resilience
         self.ladder = Ladder(resilience.ladder, registry=registry)
         self.circuits = Circuits(CircuitStore(self.store), config=resilience.breaker, clock=clock, registry=registry)
@@ -127,6 +131,7 @@ class Gateway:
 
     async def close(self) -> None:
         await self.counters.close()
+        await self.replies.close()
         await self.store.close()
 
     def protect(self, app: ASGIApp) -> ASGIApp:

@@ -48,9 +48,9 @@ class CacheStore:
         self._answers: OrderedDict[Hashable, Answer] = OrderedDict()
         self._lookups = Meter(CACHE_LOOKUPS, registry, None)
 
-    def looked(self, result: str) -> None:
-        """`hit` or `miss`."""
-        self._lookups.inc(tier="response", result=result)
+    def looked(self, result: str, *, tier: str = "response") -> None:
+        """`hit`, `miss`, and what else a tier tells apart."""
+        self._lookups.inc(tier=tier, result=result)
 
     def get(self, key: Hashable) -> Answer | None:
         answer = self._answers.get(key)
