@@ -78,7 +78,7 @@ class Replies:
                 yield delta
 
 
-async def replies_of(connection: HTTPConnection) -> Replies:
+async async def replies_of(connection: HTTPConnection) -> Replies:
     replies = connection.app.state.replies
     assert isinstance(replies, Replies)
     return replies
