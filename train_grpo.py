@@ -33,6 +33,13 @@ from chatgrpo.jobs.sweeps.config import SweepConfig
 from chatgrpo.jobs.sweeps.files import load_sweep
 from chatgrpo.jobs.sweeps.job import is_sweep, sweep_of
 from chatgrpo.jobs.sweeps.space import check_space
+from chatgrpo.monitoring.tracing import (
+    carrier,
+    configure_tracing,
+    environment_carrier,
+    flush_tracing,
+    trace_operation,
+)
 from chatgrpo.overrides import apply_overrides
 from chatgrpo.training.config import TrainConfig
 
@@ -66,6 +73,9 @@ def run(
             "home": str(platform.home.expanduser().resolve()),
             "plugins": platform.plugins,
             "attempt": attempt,
+            "trace": carrier(),
+            "otlp_endpoint": platform.otlp_endpoint,
+            "trace_sample_ratio": platform.trace_sample_ratio,
         },
         scaling_config=ScalingConfig(
             num_workers=config.num_workers, use_gpu=bool(gpus), resources_per_worker=resources
@@ -99,7 +109,11 @@ def _worker(setup: dict[str, Any]) -> None:
     home = Path(setup["home"])
     place = Place(run_id=setup["run_id"], home=home, run_dir=home / "runs" / setup["run_id"])
     report = _Reporter(setup["run_id"], setup["attempt"])
-    outcome = train(config, place, report)
+    configure_tracing("trainer", otlp_endpoint=setup["otlp_endpoint"], sample_ratio=setup["trace_sample_ratio"])
+    with trace_operation("training.worker", component="trainer", parent=setup["trace"]) as span:
+        span.set_attribute("rank", ranks.rank())
+        outcome = train(config, place, report)
+    flush_tracing()
     if ranks.rank() == 0:
         RunFolder(place.run_dir).write_result(
             {
@@ -174,6 +188,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     platform = load_platform_config()
+    configure_tracing("run", otlp_endpoint=platform.otlp_endpoint, sample_ratio=platform.trace_sample_ratio)
     run_id = options.job or options.run_id or str(ULID())
     folder = RunFolder.of(platform.runs_dir, run_id)
     attempt = int(os.environ.get("CHATGRPO_ATTEMPT", "1"))
@@ -191,7 +206,9 @@ def main(arguments: list[str] | None = None) -> int:
         address = os.environ.get("CHATGRPO_RAY_ADDRESS")
         ray.init(address, ignore_reinit_error=True, runtime_env={"env_vars": _worker_env()})
         if config is not None:
-            result = run(config, run_id=run_id, platform=platform, attempt=attempt)
+            with trace_operation("training.run", component="trainer", parent=environment_carrier(os.environ)) as span:
+                span.set_attribute("job_id", run_id)
+                result = run(config, run_id=run_id, platform=platform, attempt=attempt)
         else:
             assert sweep is not None
             result = _run_sweep(sweep, run_id, platform, attempt)

@@ -17,6 +17,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from chatgrpo.jobs.controller import Run, RunStatus
 from chatgrpo.jobs.job import Job
 from chatgrpo.jobs.run_folder import RunFolder
+from chatgrpo.monitoring.tracing import trace_env
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,9 @@ class JobLauncher:
             metadata={OURS: str(self._runs_dir), "experiment_name": job.experiment_name},
             runtime_env={
                 "working_dir": str(self._code),
-                "env_vars": self._env | {"CHATGRPO_ATTEMPT": str(job.attempt), "PYTHONPATH": "./platform"},
+                "env_vars": self._env
+                | trace_env()
+                | {"CHATGRPO_ATTEMPT": str(job.attempt), "PYTHONPATH": "./platform"},
             },
         )
         logger.info("launch run=%s workers=%d", job.submission_id, job.workers)

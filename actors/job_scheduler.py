@@ -29,6 +29,7 @@ from chatgrpo.jobs.preflight import Preflight
 from chatgrpo.jobs.scheduler import Scheduler
 from chatgrpo.jobs.store import JobStore
 from chatgrpo.monitoring.process import observe_process
+from chatgrpo.monitoring.tracing import carrier, trace_operation
 
 logger = logging.getLogger(__name__)
 
@@ -104,8 +105,11 @@ class JobScheduler:
         """The actor's process, for tests that kill it."""
         return os.getpid()
 
-    async def submit(self, job_id: str, config: dict[str, Any], owner: str) -> Json:
-        answer = await self._scheduler.submit(job_id, config, owner=owner)
+    async def submit(
+        self, job_id: str, config: dict[str, Any], owner: str, trace: dict[str, str] | None = None
+    ) -> Json:
+        with trace_operation("job.submit", component="jobs", parent=trace):
+            answer = await self._scheduler.submit(job_id, config, owner=owner)
         self._wake.set()
         return answer
 
@@ -170,8 +174,11 @@ def _plugins(platform: PlatformConfig) -> list[str]:
 
 
 def _run_env(platform: PlatformConfig) -> dict[str, str]:
+    traces = {"CHATGRPO_TRACE_SAMPLE_RATIO": str(platform.trace_sample_ratio)}
+    if platform.otlp_endpoint is not None:
+        traces["CHATGRPO_OTLP_ENDPOINT"] = platform.otlp_endpoint
     # Idle torch threads sleep instead of spinning, or two runs on one machine slow each other down tenfold.
-    return {
+    return traces | {
         "CHATGRPO_HOME": str(platform.runs_dir.parent),
         # Ray Jobs looks for "the" cluster of the machine, which is somebody else's where there are two.
         "CHATGRPO_RAY_ADDRESS": ray.get_runtime_context().gcs_address,
@@ -217,7 +224,7 @@ class JobClient:
 
     async def submit(self, config: dict[str, Any], *, owner: str) -> Json:
         # The id is made here, so that a call repeated over a restart of the actor is the same job.
-        return await self._one("submit", str(ULID()), config, owner)
+        return await self._one("submit", str(ULID()), config, owner, carrier())
 
     async def get(self, job_id: str, *, owner: str | None) -> Json:
         return await self._one("get", job_id, owner)

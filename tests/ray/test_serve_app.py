@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from chatgrpo.errors import Conflict, InvalidRequest, NotFound
 from chatgrpo.state.consistency import Consistency
 from tests.gateway_process import HttpConversations
 from tests.histories import linearizable, nothing_lost, settled
+from tests.otlp_receiver import ancestors, otlp_receiver
 from tests.state_clients import NAMES, History, final_state, run_client
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
@@ -47,7 +49,16 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def url(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory, models_dir: Path) -> Iterator[str]:
+def traces() -> Iterator[tuple[str, list[Any]]]:
+    """A collector of traces, as (address, what it got)."""
+    with otlp_receiver() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def url(
+    ray_cluster: str, tmp_path_factory: pytest.TempPathFactory, models_dir: Path, traces: tuple[str, list[Any]]
+) -> Iterator[str]:
     import ray
     from ray import serve
 
@@ -57,7 +68,9 @@ def url(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory, models_dir: 
 
     home = tmp_path_factory.mktemp("home")
     (home / "models").symlink_to(models_dir)
-    platform = PlatformConfig(home=home, port=free_port(), default_model="tiny", chat_threads=1)
+    platform = PlatformConfig(
+        home=home, port=free_port(), default_model="tiny", chat_threads=1, otlp_endpoint=traces[0]
+    )
     serve_app.start(platform)
     yield f"http://127.0.0.1:{platform.port}"
     serve.shutdown()
@@ -131,6 +144,22 @@ def test_wrong_requests_are_refused_with_reasons(client: Client, url: str) -> No
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
 
 
+def test_metrics_are_those_of_every_process_and_ray_has_them_too(client: Client, url: str) -> None:
+    import ray
+
+    client.chat("hello")
+    agent = next(node for node in ray.nodes() if node["Alive"])["MetricsExportPort"]
+    places = {
+        f"{url}/metrics": ['tier="conversation"', 'tier="model"', "chatgrpo_chat_tokens_total"],
+        f"http://127.0.0.1:{agent}/metrics": ["ray_chatgrpo_http_requests_total", "ray_chatgrpo_component_up"],
+    }
+    give_up_at = time.monotonic() + 60
+    for place, wanted in places.items():
+        while not all(name in (text := httpx.get(place, timeout=20).text) for name in wanted):
+            assert time.monotonic() < give_up_at, (place, [name for name in wanted if name not in text])
+            time.sleep(0.5)
+
+
 def test_the_live_socket_answers_with_the_apis_figures(url: str) -> None:
     address = url.replace("http", "ws") + "/ws/v2"
     with connect(address, open_timeout=30) as ws:
@@ -189,3 +218,28 @@ def test_a_job_is_trained_followed_and_spoken_to(client: Client) -> None:
     assert job_id in [model["id"] for model in client.models()]
     reply = client.chat("1 + 1", model=job_id, max_tokens=4)
     assert reply["metadata"]["model_version"] == job_id
+
+
+def test_one_trace_leads_from_the_request_to_the_published_model(traces: tuple[str, list[Any]]) -> None:
+    """After the job above: spans of the API, the scheduler, the run and its worker, each a process of its own."""
+    give_up_at = time.monotonic() + 30
+    while not {"POST /api/v2/train", "training.run", "job.launch"} <= (seen := {span.name for _, span in traces[1]}):
+        assert time.monotonic() < give_up_at, seen
+        time.sleep(0.2)
+    publish = next(span for _, span in traces[1] if span.name == "training.publish")
+    whole = [span for _, span in traces[1] if span.trace_id == publish.trace_id]
+    up = ["training.worker", "training.run", "job.launch", "job.submit", "POST /api/v2/train"]
+    assert ancestors(publish, whole) == ["training.publish", *up]
+    steps = [span for span in whole if span.name == "training.step"]
+    assert [ancestors(step, whole)[1:] for step in steps] == [up, up]
+    parts = [ancestors(span, whole) for span in whole if span.name in {"training.rollout", "training.update"}]
+    assert sorted(part[:2] for part in parts) == [
+        ["training.rollout", "training.step"],
+        ["training.rollout", "training.step"],
+        ["training.update", "training.step"],
+        ["training.update", "training.step"],
+    ]
+    everything = [span for _, span in traces[1]]
+    chats = {tuple(ancestors(s, everything)) for s in everything if s.name.startswith(("model.", "conversation."))}
+    assert ("model.generate", "POST /api/v2/chat") in chats
+    assert ("conversation.append", "POST /api/v2/chat") in chats

@@ -104,6 +104,12 @@ class Job:
     """Fields of `config` that a retry changed, for example a halved micro-batch."""
     cpu_seconds: float = 0.0
     gpu_seconds: float = 0.0
+    trace: str | None = None
+    """W3C traceparent of the submission: what becomes of the job belongs to that trace."""
+
+    @property
+    def carrier(self) -> dict[str, str]:
+        return {"traceparent": self.trace} if self.trace else {}
 
     @property
     def submission_id(self) -> str:

@@ -33,6 +33,7 @@ from chatgrpo.jobs.sweeps import job as sweeps
 from chatgrpo.jobs.sweeps.config import SweepConfig
 from chatgrpo.jobs.sweeps.space import check_space
 from chatgrpo.jobs.sweeps.table import Table
+from chatgrpo.monitoring.tracing import carrier, trace_operation
 from chatgrpo.training.config import TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -141,7 +142,8 @@ class Scheduler:
     async def _carry_out(self, decision: Decision) -> None:
         match decision:
             case Launch(job):
-                await asyncio.to_thread(self._launcher.launch, job)
+                with trace_operation("job.launch", component="jobs", parent=job.carrier):
+                    await asyncio.to_thread(self._launcher.launch, job)
             case AskStop(job):
                 await asyncio.to_thread(self._folder(job).ask_stop, str(job.stop_reason))
             case Kill(submission_id, cause):
@@ -195,7 +197,8 @@ class Scheduler:
                 f"{len(queued)} jobs of {owner!r} are queued, the most allowed; wait or cancel some", 60.0
             )
         now = self._clock.now()
-        job = Job(id=job_id, owner=owner, config=config, submitted_at=now, state_since=now)
+        trace = carrier().get("traceparent")
+        job = Job(id=job_id, owner=owner, config=config, submitted_at=now, state_since=now, trace=trace)
         self._record([created(job)])
         return job
 

@@ -69,6 +69,23 @@ def carrier() -> dict[str, str]:
     return found
 
 
+def trace_env() -> dict[str, str]:
+    """The current context as environment variables, for a process that is about to be started."""
+    return {name.upper(): value for name, value in carrier().items()}
+
+
+def environment_carrier(env: Mapping[str, str]) -> dict[str, str]:
+    """What `trace_env` gave to this process, as a carrier; empty when nobody did."""
+    return {name.lower(): env[name] for name in ("TRACEPARENT", "TRACESTATE") if name in env}
+
+
+def flush_tracing() -> None:
+    """Sends what has ended so far. For processes that may be killed as soon as they have done their work."""
+    provider = trace.get_tracer_provider()
+    if isinstance(provider, TracerProvider):
+        provider.force_flush(5000)
+
+
 class trace_operation:
     """A span around a block, for `with` and `async with`. An exception marks it as failed and goes on."""
 

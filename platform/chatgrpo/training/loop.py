@@ -168,7 +168,8 @@ class Run:
                 reason = f"asked to {stop or 'stop'}"
         if reason and not (stopped or diverged) and config.num_eval_prompts and not self._evaluated_now():
             self._evaluate({"eta_s": 0.0})
-        published = None if stopped else self._export(reason if diverged else "")
+        with trace_operation("training.publish", component="trainer"):
+            published = None if stopped else self._export(reason if diverged else "")
         if published is not None and self.trackers:
             self.trackers.publish(self.place.run_dir / "export", step=published)
         return Outcome(

@@ -5,15 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from threading import Thread
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
 from opentelemetry import trace
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -23,7 +20,15 @@ from chatgrpo.compat import monitor_async_function, monitoring
 from chatgrpo.config import PlatformConfig
 from chatgrpo.monitoring import tracing
 from chatgrpo.monitoring.requests import MeasureRequests, RequestMetrics
-from chatgrpo.monitoring.tracing import carrier, make_provider, stream_span, trace_operation
+from chatgrpo.monitoring.tracing import (
+    carrier,
+    environment_carrier,
+    make_provider,
+    stream_span,
+    trace_env,
+    trace_operation,
+)
+from tests.otlp_receiver import otlp_receiver
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -56,6 +61,16 @@ async def test_operations_nest_and_travel(spans: InMemorySpanExporter) -> None:
     assert parent_of(found["store"]) == found["request"].context.span_id
     assert found["store"].context.trace_id == found["request"].context.trace_id
     assert dict(found["store"].attributes or {}) == {"component": "store", "rows": 3}
+
+
+def test_a_process_that_is_started_goes_on_with_the_trace(spans: InMemorySpanExporter) -> None:
+    with trace_operation("job.launch"):
+        env = trace_env()
+    with trace_operation("training.run", parent=environment_carrier(env | {"HOME": "/"})):
+        pass
+    found = named(spans)
+    assert parent_of(found["training.run"]) == found["job.launch"].context.span_id
+    assert (environment_carrier({}), set(env)) == ({}, {"TRACEPARENT"})
 
 
 async def test_a_failed_operation_is_marked_without_its_words(spans: InMemorySpanExporter) -> None:
@@ -100,30 +115,8 @@ async def test_a_function_is_timed_by_outcome(spans: InMemorySpanExporter) -> No
 
 @pytest.fixture
 def receiver() -> Iterator[tuple[str, list[Any]]]:
-    """A real OTLP/HTTP receiver: (address, spans received)."""
-    received: list[Any] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["content-length"]))
-            if self.headers.get("content-encoding") == "gzip":
-                import gzip
-
-                body = gzip.decompress(body)
-            message = ExportTraceServiceRequest.FromString(body)
-            received.extend((r.resource, s) for r in message.resource_spans for g in r.scope_spans for s in g.spans)
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_: Any) -> None: ...
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", received
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with otlp_receiver() as found:
+        yield found
 
 
 async def test_one_connected_trace_reaches_a_receiver(
