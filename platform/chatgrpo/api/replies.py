@@ -42,7 +42,7 @@ class Replies:
                 yield piece
             return
         if rung is Rung.REFUSE:
-            self._ladder.given_up.labels("reply").inc()
+            self._ladder.gave_up("reply")
             raise Overloaded("as many replies are being written as can be; come back in a moment", 2.0)
         self._ladder.num_replies += 1
         try:
@@ -72,13 +72,13 @@ class Replies:
                 if smaller is None or has_begun:
                     raise
                 logger.warning("a smaller model speaks model=%s smaller=%s cause=%s", model, smaller, error)
-        self._ladder.given_up.labels("quality").inc()
+        self._ladder.gave_up("quality")
         async with aclosing(self._chat.stream(smaller, messages, params)) as deltas:
             async for delta in deltas:
                 yield delta
 
 
-async async def replies_of(connection: HTTPConnection) -> Replies:
+async def replies_of(connection: HTTPConnection) -> Replies:
     replies = connection.app.state.replies
     assert isinstance(replies, Replies)
     return replies

@@ -12,13 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry
 
 from chatgrpo.clock import Clock
 from chatgrpo.errors import Conflict, Unavailable
 from chatgrpo.gateway.circuit_store import CircuitStore
-from chatgrpo.monitoring.catalog import BREAKER_STATE
-from chatgrpo.monitoring.meters import PROCESS
+from chatgrpo.monitoring.catalog import BREAKER_OPENINGS, BREAKER_REFUSALS, BREAKER_STATE
+from chatgrpo.monitoring.meters import PROCESS, Meter
 from chatgrpo.resilience.circuit import Circuit, Decision, State, Window, decide, probed, probing
 from chatgrpo.resilience.config import BreakerConfig
 
@@ -64,8 +64,8 @@ class Circuits:
         self._config = config
         self._clock = clock
         self._upstreams: dict[str, _Upstream] = {}
-        self.openings = Counter("chatgrpo_circuit_openings", "Circuits opened by this process.", registry=registry)
-        self.refused = Counter("chatgrpo_circuit_refused", "Calls refused by an open circuit.", registry=registry)
+        self._openings = Meter(BREAKER_OPENINGS, registry, None)
+        self._refusals = Meter(BREAKER_REFUSALS, registry, None)
 
     async def admit(self, upstream: str) -> Admission:
         """Raises Unavailable, with the seconds until the next try, while the upstream is not to be called."""
@@ -74,7 +74,7 @@ class Circuits:
         if decision.is_admitted and decision.state is State.HALF_OPEN:
             decision = await self._claim_probe(known)
         if not decision.is_admitted:
-            self.refused.inc()
+            self._refusals.inc()
             wait_s = max(1.0, decision.retry_after_s)
             raise Unavailable(f"{upstream} failed too often and is left alone; come back in {wait_s:.0f} s", wait_s)
         return Admission(upstream, decision.state is State.HALF_OPEN)
@@ -105,7 +105,7 @@ class Circuits:
         known.window.add(now, is_good=is_good)
         if not is_good and known.circuit is None and known.window.must_open(now):
             logger.warning("circuit opens upstream=%s calls_failed=%s", known.name, known.window.counts(now))
-            self.openings.inc()
+            self._openings.inc()
             known.window.clear()
             # An opening by another replica stands: calls that were under way then say nothing new.
             await self._change(known, lambda c: c or Circuit(opened_at=now))

@@ -42,6 +42,8 @@ from chatgrpo.gateway.routes import RequireRow, RouteTable
 from chatgrpo.gateway.shared_store import SharedStore
 from chatgrpo.gateway.shedding import ShedFirst
 from chatgrpo.gateway.threats import ThreatWatch, TurnAway
+from chatgrpo.monitoring.catalog import GIVEN_UP
+from chatgrpo.monitoring.meters import Meter
 from chatgrpo.monitoring.requests import MeasureRequests, RequestMetrics
 from chatgrpo.resilience.ladder import Ladder
 from chatgrpo.state.stores import open_store
@@ -83,7 +85,8 @@ class Gateway:
         looked = partial(self.cache.looked, tier="reply")
         self.replies = ReplyCache(self.config.reply_cache, clock=clock, looked=looked, redis_url=redis_url)
         resilience = self.config.resilience
-        self.ladder = Ladder(resilience.ladder, registry=registry)
+        given_up = Meter(GIVEN_UP, registry, None)
+        self.ladder = Ladder(resilience.ladder, gave_up=lambda kind: given_up.inc(kind=kind))
         self.circuits = Circuits(CircuitStore(self.store), config=resilience.breaker, clock=clock, registry=registry)
         self.kept_answers = KeptAnswers(self.store, clock=clock, ttl_s=self.config.idempotency_ttl_s)
         self.counters = counters_of(self.config, redis_url, home, clock)

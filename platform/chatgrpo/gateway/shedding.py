@@ -22,7 +22,7 @@ class ShedFirst:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["route"].is_shed_first and self.ladder.rung >= Rung.SHED_TRAINING:
-            self.ladder.given_up.labels("training_request").inc()
+            self.ladder.gave_up("training_request")
             busy = "chat needs all there is at the moment, so what concerns training waits; come back later"
             await refuse(Overloaded(busy, RETRY_AFTER_S), scope, receive, send)
             return

@@ -90,6 +90,9 @@ LIMIT_REFUSALS = _counter("limit_refusals", "Requests that a limit refused; a sh
 OFFENCES = _counter("offences", "Requests that look like an attack.", "kind")
 BLOCKS = _counter("blocks", "Addresses blocked for what they did.")
 TURNED_AWAY = _counter("turned_away", "Requests of blocked addresses.")
+BREAKER_OPENINGS = _counter("breaker_openings", "Circuits opened for what this process saw fail.")
+BREAKER_REFUSALS = _counter("breaker_refusals", "Calls not made because a circuit was open.")
+GIVEN_UP = _counter("given_up", "Given up under load or failure: training_request, quality, reply.", "kind")
 BREAKER_STATE = _gauge("breaker_state", "0 closed, 1 half open, 2 open.", "upstream", merge=Merge.MAX)
 
 # Live updates

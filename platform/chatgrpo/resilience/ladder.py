@@ -3,9 +3,8 @@ then answers."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import IntEnum
-
-from prometheus_client import CollectorRegistry, Counter
 
 from chatgrpo.resilience.config import LadderConfig
 
@@ -31,12 +30,13 @@ def rung_of(num_replies: int, config: LadderConfig) -> Rung:
 
 
 class Ladder:
-    """Where one process stands: `num_replies` are being written. `given_up` counts what was refused or made worse."""
+    """Where one process stands: `num_replies` are being written. `gave_up(kind)` counts what was refused or made
+    worse."""
 
-    def __init__(self, config: LadderConfig, *, registry: CollectorRegistry | None = None) -> None:
+    def __init__(self, config: LadderConfig, *, gave_up: Callable[[str], None] = lambda _: None) -> None:
         self._config = config
         self.num_replies = 0
-        self.given_up = Counter("chatgrpo_given_up", "Given up under load or failure.", ["what"], registry=registry)
+        self.gave_up = gave_up
 
     @property
     def rung(self) -> Rung:

@@ -137,7 +137,7 @@ async def test_a_smaller_model_answers_for_one_that_fails(
     assert (answer["response"], answer["metadata"]["model_version"]) == ("Hello", "tiny@0")
     assert speaker.asked == ["big", "big", "big", "tiny"]
     registry = app.state.metrics.registry
-    assert registry.get_sample_value("chatgrpo_given_up_total", {"what": "quality"}) == 1
+    assert registry.get_sample_value("chatgrpo_given_up_total", {"kind": "quality"}) == 1
 
 
 async def test_a_model_that_falls_silent_is_given_up(client: httpx.AsyncClient, speaker: ShakyChat) -> None:
