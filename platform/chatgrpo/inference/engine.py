@@ -41,13 +41,18 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
-    """`prompt_ids` is the whole context. Requests with the same `group_id` that are added before the same `step`
-    share one prefill when their prompts are equal."""
+    """`prompt_ids` is the whole context. Requests with equal prompts that are added one after the other share one
+    prefill.
+
+    A conversation that may go on says `keep`: what the engine computed for it stays until a request that `continues`
+    it (by its request id) takes it over, `cancel` forgets it or the weights change. Such a request gives its whole
+    context as well; only what is new in it has to be computed. An engine may ignore both."""
 
     request_id: str
     prompt_ids: tuple[int, ...]
     params: SamplingParams
-    group_id: str | None = None
+    keep: bool = False
+    continues: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +90,7 @@ class Engine(Protocol):
         ...
 
     def cancel(self, request_id: str) -> None:
-        """Forgets a request; unknown ids are ignored."""
+        """Forgets a request and what was kept for it; unknown ids are ignored."""
         ...
 
     def step(self) -> list[TokenEvent]:

@@ -1,21 +1,46 @@
 """Keys and values of the running requests, as dense rows without holes.
 
 Row i of every tensor belongs to the i-th running request. A finished row's place is taken by the last one, so that a
-decode step reads the slice [:n] and never gathers. Shapes: S rows, K key/value heads, L tokens, D head dimension.
+decode step reads the slice [:n] and never gathers. What many rows begin with is held once, as a `Prefix` beside the
+rows; a row then holds only what came after it.
+
+Shapes: S rows, K key/value heads, L tokens of a row, P tokens of a prefix, D head dimension, H query heads.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 # Lengths and row counts grow in these steps: a growth copies everything, an unused token costs memory only.
 _LENGTH_STEP = 64
 _ROW_STEP = 8
 
 
+class Prefix:
+    """Keys and values of the tokens that several rows have in common; one KPD tensor a layer."""
+
+    def __init__(self, num_layers: int, length: int) -> None:
+        self.keys: list[Tensor] = [torch.empty(0)] * num_layers
+        self.values: list[Tensor] = [torch.empty(0)] * num_layers
+        self.length = length
+
+
+@dataclass(frozen=True, slots=True)
+class SavedRow:
+    """A row that left the batch: KLD a layer, after its prefix."""
+
+    keys: list[Tensor]
+    values: list[Tensor]
+
+
 class KVCache:
     def __init__(self, num_layers: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.num_layers = num_layers
         self._dtype, self._device = dtype, device
         self.keys: list[Tensor] = [torch.empty(0)] * num_layers  # each SKLD
         self.values: list[Tensor] = [torch.empty(0)] * num_layers
@@ -49,10 +74,22 @@ class KVCache:
                 if held.numel():
                     held[target, :, :length] = held[source, :, :length]
 
+    def save(self, row: int, length: int) -> SavedRow:
+        return SavedRow(
+            [held[row, :, :length].clone() for held in self.keys],
+            [held[row, :, :length].clone() for held in self.values],
+        )
+
+    def restore(self, row: int, saved: SavedRow) -> None:
+        for layer, (key, value) in enumerate(zip(saved.keys, saved.values, strict=True)):
+            keys, values = self.layer(layer, key.shape[0], key.shape[2])
+            keys[row, :, : key.shape[1]] = key
+            values[row, :, : value.shape[1]] = value
+
     def release(self) -> None:
         """Gives the memory back; only for an idle engine."""
-        self.keys = [torch.empty(0)] * len(self.keys)
-        self.values = [torch.empty(0)] * len(self.values)
+        self.keys = [torch.empty(0)] * self.num_layers
+        self.values = [torch.empty(0)] * self.num_layers
         self.num_rows = self.max_length = 0
 
     def _grown(self, old: Tensor) -> Tensor:
@@ -61,57 +98,111 @@ class KVCache:
         return new
 
 
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """New tokens of one or several rows: range `tokens` of the forward, seen by cache rows `rows`.
+
+    They follow `past` tokens that the row holds already, and those of `prefix`. When the new tokens themselves are to
+    be the prefix (`fills`), they go there and not into the rows."""
+
+    tokens: range
+    rows: range
+    past: int = 0
+    prefix: Prefix | None = None
+    fills: bool = False
+
+
 class PrefillLayout:
-    """Packed prompts that attend to themselves; their keys and values go to the rows of all requests that share them.
+    """Packed prompts that attend to themselves and to what their rows hold."""
 
-    `prompts` are (token range, cache rows)."""
-
-    def __init__(self, cache: KVCache, prompts: list[tuple[range, range]]) -> None:
+    def __init__(self, cache: KVCache, prompts: Sequence[Prompt]) -> None:
         self._cache = cache
         self._prompts = prompts
 
     def attend(self, layer: int, query_1HTD: Tensor, key_1KTD: Tensor, value_1KTD: Tensor, scale: float) -> Tensor:
-        keys, values = self._cache.layer(layer, key_1KTD.shape[1], key_1KTD.shape[3])
         outputs = []
-        for tokens, rows in self._prompts:
-            part = slice(tokens.start, tokens.stop)
-            keys[rows.start : rows.stop, :, : len(tokens)] = key_1KTD[:, :, part]
-            values[rows.start : rows.stop, :, : len(tokens)] = value_1KTD[:, :, part]
-            outputs.append(
-                torch.nn.functional.scaled_dot_product_attention(
-                    query_1HTD[:, :, part],
-                    key_1KTD[:, :, part],
-                    value_1KTD[:, :, part],
-                    is_causal=True,
-                    scale=scale,
-                    enable_gqa=True,
-                )
-            )
+        for prompt in self._prompts:
+            part = slice(prompt.tokens.start, prompt.tokens.stop)
+            query, key, value = (x[:, :, part] for x in (query_1HTD, key_1KTD, value_1KTD))
+            outputs.append(self._attend(prompt, layer, query, key, value, scale))
         return torch.cat(outputs, 2).transpose(1, 2)
+
+    def _attend(
+        self, prompt: Prompt, layer: int, query_1HTD: Tensor, key_1KTD: Tensor, value_1KTD: Tensor, scale: float
+    ) -> Tensor:
+        cache, length = self._cache, len(prompt.tokens)
+        keys, values = cache.layer(layer, key_1KTD.shape[1], key_1KTD.shape[3])
+        if prompt.fills:
+            assert prompt.prefix is not None
+            prompt.prefix.keys[layer] = key_1KTD[0].contiguous()
+            prompt.prefix.values[layer] = value_1KTD[0].contiguous()
+        else:
+            rows, new = slice(prompt.rows.start, prompt.rows.stop), slice(prompt.past, prompt.past + length)
+            keys[rows, :, new] = key_1KTD
+            values[rows, :, new] = value_1KTD
+        mask = None
+        if not prompt.fills and (prompt.past or prompt.prefix is not None):
+            row, end = prompt.rows.start, prompt.past + length
+            before = [] if prompt.prefix is None else [prompt.prefix.keys[layer]]
+            key_1KTD = torch.cat([*before, keys[row, :, :end]], 1)[None]
+            before = [] if prompt.prefix is None else [prompt.prefix.values[layer]]
+            value_1KTD = torch.cat([*before, values[row, :, :end]], 1)[None]
+            total = key_1KTD.shape[2]
+            mask = torch.ones(length, total, dtype=torch.bool, device=key_1KTD.device).tril(total - length)
+        return scaled_dot_product_attention(
+            query_1HTD, key_1KTD, value_1KTD, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True
+        )
 
 
 class DecodeLayout:
-    """One new token for each of the first n rows, written at `lengths_N` and attending to all tokens up to it."""
+    """One new token for each of the first n rows, written at `lengths_N` of its row and attending to the row up to it
+    and to the row's prefix. `prefixes` are (prefix, the rows that begin with it)."""
 
-    def __init__(self, cache: KVCache, lengths_N: Tensor) -> None:
+    def __init__(self, cache: KVCache, lengths_N: Tensor, prefixes: Sequence[tuple[Prefix, Tensor]] = ()) -> None:
         self._cache = cache
         self._lengths_N = lengths_N
         self._num_rows = lengths_N.numel()
         self._rows_N = torch.arange(self._num_rows, device=lengths_N.device)
         self._num_keys = int(lengths_N.max()) + 1
-        visible = torch.arange(self._num_keys, device=lengths_N.device)[None] <= lengths_N[:, None]
-        self._visible = visible[:, None, None]
+        self._visible_NL = torch.arange(self._num_keys, device=lengths_N.device)[None] <= lengths_N[:, None]
+        self._prefixes = prefixes
 
     def attend(self, layer: int, query_1HTD: Tensor, key_1KTD: Tensor, value_1KTD: Tensor, scale: float) -> Tensor:
         keys, values = self._cache.layer(layer, key_1KTD.shape[1], key_1KTD.shape[3])
         keys[self._rows_N, :, self._lengths_N] = key_1KTD[0].transpose(0, 1)
         values[self._rows_N, :, self._lengths_N] = value_1KTD[0].transpose(0, 1)
-        out = torch.nn.functional.scaled_dot_product_attention(
-            query_1HTD[0].transpose(0, 1).unsqueeze(2),
-            keys[: self._num_rows, :, : self._num_keys],
-            values[: self._num_rows, :, : self._num_keys],
-            attn_mask=self._visible,
+        keys, values = (x[: self._num_rows, :, : self._num_keys] for x in (keys, values))
+        query_NHD = query_1HTD[0].transpose(0, 1)
+        if self._prefixes:
+            return self._attend_with_prefixes(layer, query_NHD, keys, values, scale)[None]
+        out = scaled_dot_product_attention(
+            query_NHD.unsqueeze(2),
+            keys,
+            values,
+            attn_mask=self._visible_NL[:, None, None],
             scale=scale,
             enable_gqa=True,
         )
         return out[:, :, 0][None]
+
+    def _attend_with_prefixes(
+        self, layer: int, query_NHD: Tensor, keys_NKLD: Tensor, values_NKLD: Tensor, scale: float
+    ) -> Tensor:
+        """One softmax over the row's own keys and its prefix's; a prefix is read once for all of its rows."""
+        num_rows, num_kv, own, dim = keys_NKLD.shape
+        query_NKGD = query_NHD.reshape(num_rows, num_kv, -1, dim) * scale
+        longest = max(prefix.length for prefix, _ in self._prefixes)
+        scores = query_NHD.new_full((*query_NKGD.shape[:3], own + longest), float("-inf"))
+        own_scores = query_NKGD @ keys_NKLD.transpose(-1, -2)
+        scores[..., :own] = own_scores.masked_fill_(~self._visible_NL[:, None, None], float("-inf"))
+        for prefix, rows in self._prefixes:
+            query_KQD = query_NKGD[rows].transpose(0, 1).flatten(1, 2)
+            part = (query_KQD @ prefix.keys[layer].transpose(-1, -2)).view(num_kv, rows.numel(), -1, prefix.length)
+            scores[rows, :, :, own : own + prefix.length] = part.transpose(0, 1)
+        weights = torch.softmax(scores, -1)
+        out_NKGD = weights[..., :own] @ values_NKLD
+        for prefix, rows in self._prefixes:
+            part = weights[rows, :, :, own : own + prefix.length].transpose(0, 1).flatten(1, 2)
+            shared = (part @ prefix.values[layer]).view(num_kv, rows.numel(), -1, dim).transpose(0, 1)
+            out_NKGD.index_add_(0, rows, shared)
+        return out_NKGD.flatten(1, 2)

@@ -1,14 +1,16 @@
 """The platform's own engine: continuous batching over a Hugging Face model with our KV cache, on CPU and GPU.
 
 Every distinct prompt is prefilled once for all requests of its group; a finished row leaves the batch at once and a
-waiting one takes its place. The engine uses the model's modules as they are, so a model that is being trained in the
-same process speaks with its newest weights: call `weights_changed` after each update.
+waiting one takes its place. The engine uses the model's weights as they are, so a model that is being trained in the
+same process speaks with its newest ones: call `weights_changed` after each update. A model that has `LlamaWeights` is
+run by fused products and can leave its activations on a tape; any other by its own modules.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,35 +18,78 @@ import torch
 from torch import Tensor
 
 from chatgrpo.errors import InvalidRequest
+from chatgrpo.inference.activation_tape import ActivationTape
 from chatgrpo.inference.chat_template import ChatTemplate
 from chatgrpo.inference.engine import FinishReason, GenerationRequest, TokenEvent
-from chatgrpo.inference.kv_cache import DecodeLayout, KVCache, PrefillLayout
-from chatgrpo.inference.sampling import sample
+from chatgrpo.inference.kv_cache import DecodeLayout, KVCache, PrefillLayout, Prefix, Prompt, SavedRow
+from chatgrpo.inference.llama_forward import forward
+from chatgrpo.inference.llama_weights import LlamaWeights
+from chatgrpo.inference.sampling import Sampled, sample
 
 # Prompt tokens of one prefill forward: bounds its activations and how long running rows wait for newcomers.
 _PREFILL_TOKENS = 2048
 # Stop strings are looked for in the text of this many last tokens.
 _STOP_WINDOW = 32
+# From this many tokens on, a prompt of several rows is held once: shorter ones are faster as part of dense rows.
+_SHARED_PREFIX_TOKENS = 192
 
 
 @dataclass(slots=True)
 class _Row:
-    """A running request. `length` tokens of it are in the cache; `last` is sampled but not yet in it."""
+    """A running request. `length` tokens of it are computed, of which the first lie in `prefix`; `last` is sampled but
+    not yet computed. `slots`: where the computed ones lie on the tape, None when not all of them do."""
 
     request: GenerationRequest
     uniforms: list[float]
+    prefix: Prefix | None = None
     length: int = 0
     last: int = -1
     generated: list[int] = field(default_factory=list)
+    slots: list[int] | None = None
+
+    @property
+    def own_length(self) -> int:
+        """Tokens that the row itself holds in the cache."""
+        return self.length - (self.prefix.length if self.prefix else 0)
+
+    @property
+    def computed_ids(self) -> tuple[int, ...]:
+        return (*self.request.prompt_ids, *self.generated)[: self.length]
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A finished request whose conversation may go on."""
+
+    token_ids: tuple[int, ...]
+    prefix: Prefix | None
+    saved: SavedRow
+    slots: list[int] | None
+
+
+@dataclass(slots=True)
+class _Prefill:
+    """New tokens for rows that begin alike, and what was kept of the conversation that they continue."""
+
+    new_ids: tuple[int, ...]
+    rows: list[_Row]
+    kept: _Kept | None = None
 
 
 class TorchEngine:
     """Implements `Engine`. Not thread-safe: one thread adds, steps and cancels."""
 
     def __init__(
-        self, model: Any, template: ChatTemplate, *, max_batch_size: int = 64, weight_version: int = 0
+        self,
+        model: Any,
+        template: ChatTemplate,
+        *,
+        max_batch_size: int = 64,
+        weight_version: int = 0,
+        weights: LlamaWeights | None = None,
     ) -> None:
         self._model = model
+        self._weights = weights
         self._template = template
         self._max_batch_size = max_batch_size
         self._max_length = int(model.config.max_position_embeddings)
@@ -52,7 +97,9 @@ class TorchEngine:
         self._cache = KVCache(model.config.num_hidden_layers, next(model.parameters()).dtype, self._device)
         self._waiting: deque[GenerationRequest] = deque()
         self._rows: list[_Row] = []
+        self._kept: dict[str, _Kept] = {}
         self._weight_version = weight_version
+        self._tape: ActivationTape | None = None
 
     @property
     def weight_version(self) -> int:
@@ -66,7 +113,18 @@ class TorchEngine:
         """The model's parameters were updated in place; the engine must be idle: its cache is that of the old ones."""
         assert not self.has_work, "weights may change only between generations"
         self._weight_version = version
+        self._kept.clear()
         self._cache.release()
+
+    @contextlib.contextmanager
+    def recording(self, tape: ActivationTape | None) -> Iterator[None]:
+        """What is generated within leaves its activations on `tape`. Needs `weights`."""
+        assert tape is None or self._weights is not None
+        self._tape = tape
+        try:
+            yield
+        finally:
+            self._tape = None
 
     def add(self, request: GenerationRequest) -> None:
         length = len(request.prompt_ids)
@@ -79,6 +137,7 @@ class TorchEngine:
         self._waiting.append(request)
 
     def cancel(self, request_id: str) -> None:
+        self._kept.pop(request_id, None)
         self._waiting = deque(r for r in self._waiting if r.request_id != request_id)
         for index, row in enumerate(self._rows):
             if row.request.request_id == request_id:
@@ -94,57 +153,117 @@ class TorchEngine:
             self._cache.release()
         return events
 
+    # Prefill
+
     def _admit(self) -> list[TokenEvent]:
         """Prefills as many waiting requests as there is room for, each distinct prompt once."""
-        prompts: list[tuple[tuple[int, ...], list[_Row]]] = []
+        prefills: list[_Prefill] = []
         num_tokens, room = 0, self._max_batch_size - len(self._rows)
         while self._waiting and room:
             request = self._waiting[0]
-            shares = bool(prompts) and prompts[-1][0] == request.prompt_ids
-            if not shares and prompts and num_tokens + len(request.prompt_ids) > _PREFILL_TOKENS:
+            kept = self._kept_for(request)
+            new_ids = request.prompt_ids[len(kept.token_ids) if kept else 0 :]
+            shares = bool(prefills) and kept is None and prefills[-1].kept is None and prefills[-1].new_ids == new_ids
+            if not shares and prefills and num_tokens + len(new_ids) > _PREFILL_TOKENS:
                 break
             self._waiting.popleft()
-            row = _Row(request, _uniforms(request))
-            if shares:
-                prompts[-1][1].append(row)
-            else:
-                prompts.append((request.prompt_ids, [row]))
-                num_tokens += len(request.prompt_ids)
+            if request.continues is not None:
+                self._kept.pop(request.continues, None)
+            if not shares:
+                prefills.append(_Prefill(new_ids, [], kept))
+                num_tokens += len(new_ids)
+            prefills[-1].rows.append(_Row(request, _uniforms(request)))
             room -= 1
-        return self._prefill(prompts)
+        return self._prefill(prefills)
 
-    def _prefill(self, prompts: list[tuple[tuple[int, ...], list[_Row]]]) -> list[TokenEvent]:
-        first = len(self._rows)
-        ranges: list[tuple[range, range]] = []
+    def _kept_for(self, request: GenerationRequest) -> _Kept | None:
+        kept = None if request.continues is None else self._kept.get(request.continues)
+        if kept is None or request.prompt_ids[: len(kept.token_ids)] != kept.token_ids:
+            return None
+        return kept if len(request.prompt_ids) > len(kept.token_ids) else None
+
+    def _prefill(self, prefills: list[_Prefill]) -> list[TokenEvent]:
+        first, num_tokens = len(self._rows), sum(len(p.new_ids) for p in prefills)
+        recorded = self._tape.record(num_tokens) if self._tape is not None else None
+        prompts: list[Prompt] = []
         offset = 0
-        for ids, rows in prompts:
-            ranges.append((range(offset, offset + len(ids)), range(len(self._rows), len(self._rows) + len(rows))))
-            offset += len(ids)
-            for row in rows:
-                row.length = len(ids)
-                self._rows.append(row)
+        for part in prefills:
+            prompts.append(self._place(part, offset, recorded[1] if recorded else None))
+            offset += len(part.new_ids)
         self._reserve()
-        input_ids = torch.tensor([[i for ids, _ in prompts for i in ids]], device=self._device)
-        positions = torch.cat([torch.arange(len(ids), device=self._device) for ids, _ in prompts])[None]
-        last = torch.tensor([tokens.stop - 1 for tokens, _ in ranges], device=self._device)
-        logits = self._forward(input_ids, positions, PrefillLayout(self._cache, ranges), last)
-        repeats = torch.tensor([len(rows) for _, rows in prompts], device=self._device)
+        for part, prompt in zip(prefills, prompts, strict=True):
+            if part.kept is not None:
+                self._cache.restore(prompt.rows.start, part.kept.saved)
+        starts = [len(p.kept.token_ids) if p.kept else 0 for p in prefills]
+        positions = [torch.arange(s, s + len(p.new_ids)) for s, p in zip(starts, prefills, strict=True)]
+        logits = self._forward(
+            torch.tensor([i for p in prefills for i in p.new_ids], device=self._device),
+            torch.cat(positions).to(self._device),
+            PrefillLayout(self._cache, prompts),
+            recorder=recorded[0] if recorded else None,
+            keep=torch.tensor([p.tokens.stop - 1 for p in prompts], device=self._device),
+        )
+        repeats = torch.tensor([len(p.rows) for p in prefills], device=self._device)
         return self._sample(first, logits.repeat_interleave(repeats, 0))
+
+    def _place(self, part: _Prefill, offset: int, slots: range | None) -> Prompt:
+        """Makes the rows of a prefill the last of the batch."""
+        length, kept = len(part.new_ids), part.kept
+        tokens = range(offset, offset + length)
+        rows = range(len(self._rows), len(self._rows) + len(part.rows))
+        fills = kept is None and len(part.rows) > 1 and length >= _SHARED_PREFIX_TOKENS
+        prefix = Prefix(self._cache.num_layers, length) if fills else kept.prefix if kept else None
+        for row in part.rows:
+            row.prefix = prefix
+            row.length = len(row.request.prompt_ids)
+            before = [] if kept is None else kept.slots
+            if slots is not None and before is not None:
+                row.slots = [*before, *slots[tokens.start : tokens.stop]]
+            self._rows.append(row)
+        past = part.rows[0].own_length - length if kept is not None else 0
+        return Prompt(tokens, rows, past=past, prefix=prefix, fills=fills)
+
+    # Decode
 
     def _decode(self) -> list[TokenEvent]:
         self._reserve()
-        lengths = torch.tensor([row.length for row in self._rows], device=self._device)
-        input_ids = torch.tensor([[row.last for row in self._rows]], device=self._device)
-        logits = self._forward(input_ids, lengths[None], DecodeLayout(self._cache, lengths), None)
-        for row in self._rows:
+        recorded = self._tape.record(len(self._rows)) if self._tape is not None else None
+        layout = DecodeLayout(
+            self._cache,
+            torch.tensor([row.own_length for row in self._rows], device=self._device),
+            self._prefixes(),
+        )
+        logits = self._forward(
+            torch.tensor([row.last for row in self._rows], device=self._device),
+            torch.tensor([row.length for row in self._rows], device=self._device),
+            layout,
+            recorder=recorded[0] if recorded else None,
+        )
+        for index, row in enumerate(self._rows):
             row.length += 1
+            if recorded is None:
+                row.slots = None
+            elif row.slots is not None:
+                row.slots.append(recorded[1][index])
         return self._sample(0, logits)
 
-    def _forward(self, input_ids: Tensor, positions: Tensor, layout: Any, keep: Tensor | None) -> Tensor:
+    def _prefixes(self) -> list[tuple[Prefix, Tensor]]:
+        rows: dict[int, tuple[Prefix, list[int]]] = {}
+        for index, row in enumerate(self._rows):
+            if row.prefix is not None:
+                rows.setdefault(id(row.prefix), (row.prefix, []))[1].append(index)
+        return [(prefix, torch.tensor(indices, device=self._device)) for prefix, indices in rows.values()]
+
+    def _forward(
+        self, input_ids: Tensor, positions: Tensor, layout: Any, *, recorder: Any, keep: Tensor | None = None
+    ) -> Tensor:
         """Logits of the positions in `keep` (all when None): NV."""
+        if self._weights is not None:
+            hidden = forward(self._weights, input_ids, positions, layout, recorder)
+            return self._weights.logits(hidden if keep is None else hidden[keep])
         out = self._model(
-            input_ids=input_ids,
-            position_ids=positions,
+            input_ids=input_ids[None],
+            position_ids=positions[None],
             use_cache=False,
             layout=layout,
             logits_to_keep=0 if keep is None else keep,
@@ -154,26 +273,18 @@ class TorchEngine:
 
     def _reserve(self) -> None:
         # The final length, not the present one: growing in the middle of a generation would copy the whole cache.
-        length = max(
-            min(r.length + r.request.params.max_tokens - len(r.generated), self._max_length) for r in self._rows
-        )
+        length = max(_final_length(row, self._max_length) for row in self._rows)
         self._cache.reserve(len(self._rows), length + 1)
+
+    # Sampling
 
     def _sample(self, first: int, logits: Tensor) -> list[TokenEvent]:
         """Samples for the rows from `first` on, tells their tokens and drops the finished."""
         rows = self._rows[first:]
-        params = [row.request.params for row in rows]
-
-        def column(values: Sequence[float]) -> Tensor:
-            return torch.tensor(values, dtype=torch.float32, device=self._device)
-
-        sampled = sample(
-            logits,
-            temperature_N=column([p.temperature for p in params]),
-            top_p_N=column([p.top_p for p in params]),
-            top_k_N=torch.tensor([p.top_k for p in params], device=self._device),
-            uniform_N=column([row.uniforms[len(row.generated)] for row in rows]),
-        )
+        sampled = self._draw(rows, logits)
+        if sampled.entropies_N is not None and self._tape is not None:
+            recorded = [(r.slots[-1], e) for r, e in zip(rows, sampled.entropies_N.tolist(), strict=True) if r.slots]
+            self._tape.tell_entropies(recorded)
         events, finished = [], []
         tokens, logprobs = sampled.tokens_N.tolist(), sampled.logprobs_N.tolist()
         for index, (row, token, logprob) in enumerate(zip(rows, tokens, logprobs, strict=True), start=first):
@@ -182,9 +293,25 @@ class TorchEngine:
             reason = self._finish_reason(row)
             if reason is not None:
                 finished.append(index)
+                self._leave(index, row)
             events.append(TokenEvent(row.request.request_id, token, logprob, reason))
         self._remove(finished)
         return events
+
+    def _draw(self, rows: Sequence[_Row], logits: Tensor) -> Sampled:
+        params = [row.request.params for row in rows]
+
+        def column(values: Sequence[float]) -> Tensor:
+            return torch.tensor(values, dtype=torch.float32, device=self._device)
+
+        return sample(
+            logits,
+            temperature_N=column([p.temperature for p in params]),
+            top_p_N=column([p.top_p for p in params]),
+            top_k_N=torch.tensor([p.top_k for p in params], device=self._device),
+            uniform_N=column([row.uniforms[len(row.generated)] for row in rows]),
+            with_entropy=self._tape is not None,
+        )
 
     def _finish_reason(self, row: _Row) -> FinishReason | None:
         params = row.request.params
@@ -198,13 +325,28 @@ class TorchEngine:
             return FinishReason.LENGTH
         return None
 
+    def _leave(self, index: int, row: _Row) -> None:
+        """Keeps what a finished row computed, for the update and for the rest of its conversation."""
+        ids = row.computed_ids
+        if self._tape is not None and row.slots is not None:
+            self._tape.remember(ids, row.slots)
+        if row.request.keep:
+            saved = self._cache.save(index, row.own_length)
+            self._kept[row.request.request_id] = _Kept(ids, row.prefix, saved, row.slots)
+
     def _remove(self, indices: list[int]) -> None:
         """Takes rows out of the batch; the last rows move into the holes, so that rows stay dense."""
         for index in sorted(indices, reverse=True):
             last = self._rows.pop()
             if index < len(self._rows):
                 self._rows[index] = last
-                self._cache.move(len(self._rows), index, last.length)
+                self._cache.move(len(self._rows), index, last.own_length)
+
+
+def _final_length(row: _Row, limit: int) -> int:
+    """Tokens that the row itself may hold in the end."""
+    total = min(row.length + row.request.params.max_tokens - len(row.generated), limit)
+    return total - (row.length - row.own_length)
 
 
 def _uniforms(request: GenerationRequest) -> list[float]:

@@ -28,6 +28,7 @@ class Attempt:
     prompt_length: int = 0
     turn_start: int = 0
     weight_version: int = 0
+    request_id: str | None = None  # of the newest reply
     truncated: bool = False
     reward: float | None = None
     info: dict[str, Any] = field(default_factory=dict)

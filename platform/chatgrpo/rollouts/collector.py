@@ -21,7 +21,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from chatgrpo.clock import Clock, SystemClock
-from chatgrpo.environments.base import Environment, Step, Task, TaskSource
+from chatgrpo.environments.base import Environment, SingleTurn, Step, Task, TaskSource
 from chatgrpo.errors import InvalidRequest
 from chatgrpo.inference.engine import Engine, FinishReason, GenerationRequest, SamplingParams, TokenEvent
 from chatgrpo.messages import Message
@@ -205,7 +205,8 @@ class _Collection:
         request = GenerationRequest(
             request_id=f"{group.group_id}/{attempt.generation}/{attempt.number}/{turn}",
             prompt_ids=tuple(attempt.token_ids),
-            group_id=group.group_id,
+            keep=not isinstance(attempt.environment, SingleTurn),
+            continues=attempt.request_id,
             params=SamplingParams(
                 max_tokens=min(params.max_completion_length, room),
                 temperature=params.temperature,
@@ -218,6 +219,7 @@ class _Collection:
             ),
         )
         attempt.begin_reply(self.engine.weight_version)
+        attempt.request_id = request.request_id
         self.engine.add(request)
         self.requests[request.request_id] = attempt
 
@@ -311,6 +313,8 @@ class _Collection:
     def _leave(self, attempt: Attempt) -> None:
         del self.groups[attempt.group_index].live[attempt.generation]
         self.in_flight -= 1
+        if attempt.request_id is not None:
+            self.engine.cancel(attempt.request_id)  # what was kept of it
 
     def _retry(self, attempt: Attempt) -> bool:
         if attempt.number >= self.params.max_episode_retries:

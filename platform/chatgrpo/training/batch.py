@@ -29,12 +29,14 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatch:
-    """`source_N[n]` is the packed token whose hidden state predicts `target_N[n]`."""
+    """`source_N[n]` is the packed token whose hidden state predicts `target_N[n]`. `origins`: which tokens of which row
+    the packed ones are, as (row, start, stop) in packed order."""
 
     rows: tuple[Row, ...]
     input_ids_T: Tensor
     positions_T: Tensor
     segments: tuple[tuple[range, range], ...]
+    origins: tuple[tuple[int, int, int], ...]
     source_N: Tensor
     target_N: Tensor
     row_N: Tensor
@@ -82,6 +84,7 @@ def pack(groups: Sequence[Sequence[Row]]) -> MicroBatch:
     ids: list[int] = []
     positions: list[int] = []
     segments: list[tuple[range, range]] = []
+    origins: list[tuple[int, int, int]] = []
     source: list[int] = []
     target: list[int] = []
     row_of: list[int] = []
@@ -94,6 +97,7 @@ def pack(groups: Sequence[Sequence[Row]]) -> MicroBatch:
         ids += group[0].episode.token_ids[:length]
         positions += range(length)
         segments.append((range(0), prompt))
+        origins.append((local, 0, length))
         for row in group:
             episode = row.episode
             assert episode.token_ids[:length] == group[0].episode.token_ids[:length], "a group shares one prompt"
@@ -102,6 +106,7 @@ def pack(groups: Sequence[Sequence[Row]]) -> MicroBatch:
             positions += range(length, len(episode.token_ids) - 1)
             if len(tail):
                 segments.append((prompt, tail))
+                origins.append((local, length, len(episode.token_ids) - 1))
             for t in range(length, len(episode.token_ids)):
                 if episode.completion_mask[t]:
                     source.append(prompt.stop - 1 if t == length else tail.start + t - length - 1)
@@ -115,6 +120,7 @@ def pack(groups: Sequence[Sequence[Row]]) -> MicroBatch:
         input_ids_T=torch.tensor(ids),
         positions_T=torch.tensor(positions),
         segments=tuple(segments),
+        origins=tuple(origins),
         source_N=torch.tensor(source),
         target_N=torch.tensor(target),
         row_N=row_N,

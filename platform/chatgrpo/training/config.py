@@ -181,6 +181,17 @@ class TrainConfig(Strict):
     warmup_steps: int = Field(0, ge=0, description="Linear warm-up from 0.")
     micro_batch_tokens: int = Field(4096, ge=1, description="Packed tokens per forward and backward.")
     gradient_checkpointing: bool = Field(False, description="Recompute activations: less memory, about 1/3 slower.")
+    fast_path: bool = Field(
+        True,
+        description="Fused products and a hand-written backward for Llama-shaped models in float32; off, and for all "
+        "other models: the model's own modules.",
+    )
+    reuse_activations_gb: float = Field(
+        2.0,
+        ge=0,
+        description="Memory for activations of the rollout, so that the fast path's update needs no forward; what does "
+        "not fit is computed again.",
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Compute type; auto: bfloat16 on GPUs that have it, else float32."
     )

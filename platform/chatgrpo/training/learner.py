@@ -76,6 +76,7 @@ class Learner:
                 self._accumulate_nothing(is_last=i == idle - 1)
             rate = learning_rate(config, self.num_updates, self._total_updates)
             norm = self._optimization.step(rate)
+            self._policy.weights_changed()
             self.num_updates += 1
             skipped_steps += not math.isfinite(norm)
             metrics = _over_ranks(parts) | {"grad_norm": norm, "learning_rate": rate}

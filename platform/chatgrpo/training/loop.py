@@ -14,11 +14,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from chatgrpo.environments.registry import build_source
 from chatgrpo.errors import InvalidRequest
+from chatgrpo.inference.activation_tape import ActivationTape
 from chatgrpo.inference.loading import load
 from chatgrpo.inference.torch_engine import TorchEngine
 from chatgrpo.jobs import checkpoints, divergence, early_stopping
@@ -107,14 +109,19 @@ class Run:
         self.gauge = StepGauge(config, loaded.model, device=device, dtype=dtype)
         # Adapters start from random numbers: the same on every rank and in every attempt.
         torch.manual_seed(config.seed)
-        self.policy = Policy(loaded.model, lora=config.lora, compute_dtype=compute_dtype(config.dtype, device))
+        self.policy = _policy(loaded.model, config, device)
         if config.gradient_checkpointing:
             loaded.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.optimization = _optimization(self.policy, config)
         self.learner = Learner(
             config, self.policy, self.optimization, total_updates=self.total_steps * config.num_iterations
         )
-        self.engine = TorchEngine(self.policy.causal_lm, self.template, max_batch_size=config.rollout_batch_size)
+        self.engine = TorchEngine(
+            self.policy.causal_lm,
+            self.template,
+            max_batch_size=config.rollout_batch_size,
+            weights=self.policy.weights,
+        )
         self.cursor = DataCursor(
             num_tasks=len(self.tasks), seed=config.seed, rank=ranks.rank(), world_size=ranks.world_size()
         )
@@ -127,6 +134,7 @@ class Run:
         path = ranks.gather(found)[0]
         if path is not None:
             self.state = load_checkpoint(path, self.policy, self.optimization)
+            self.policy.weights_changed()
             self.cursor.load_state_dict(self.state.cursor_of(ranks.rank(), ranks.world_size()))
             self.learner.num_updates = self.state.num_updates
             self.engine.weights_changed(self.state.step)
@@ -224,7 +232,7 @@ class Run:
         played: list[Group] = []
         stats = RolloutStats()
         missing, round_index = wanted, 0
-        with self.optimization.whole_weights(), self.policy.autocast():
+        with self.optimization.whole_weights(), self.policy.autocast(), self.engine.recording(self.policy.tape):
             while True:
                 collected = collect(
                     self.engine,
@@ -352,6 +360,20 @@ def train(config: TrainConfig, place: Place, report: Report) -> Outcome:
     finally:
         run.close(succeeded=succeeded)
     return outcome
+
+
+def _policy(model: Any, config: TrainConfig, device: str) -> Policy:
+    policy = Policy(
+        model,
+        lora=config.lora,
+        compute_dtype=compute_dtype(config.dtype, device),
+        # DeepSpeed flattens parameters, and the fast path has no checkpoints inside its forward.
+        fused=config.fast_path and config.deepspeed is None and not config.gradient_checkpointing,
+    )
+    if policy.weights is not None:
+        max_tokens = int(config.reuse_activations_gb * 1e9 / ActivationTape.bytes_per_token(policy.weights))
+        policy.tape = ActivationTape(policy.weights, max_tokens=max_tokens)
+    return policy
 
 
 def _optimization(policy: Policy, config: TrainConfig) -> Optimization:

@@ -11,8 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from chatgrpo.errors import InvalidRequest
+from chatgrpo.inference.activation_tape import ActivationTape
+from chatgrpo.inference.llama_weights import LlamaWeights
 from chatgrpo.training.batch import MicroBatch
 from chatgrpo.training.config import LoraConfig
+from chatgrpo.training.fused_policy import hidden_states, remember
 from chatgrpo.training.token_logprobs import token_logprobs
 
 # Models that change their logits after the output embedding; the chunked head would miss it.
@@ -22,10 +25,17 @@ _LOGIT_TRANSFORMS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 class Policy(nn.Module):
     """`model` is a Hugging Face causal LM with our attention function; with `lora` its base weights are frozen.
 
-    `compute_dtype` other than float32 runs the forward under autocast; weights stay as they are."""
+    `compute_dtype` other than float32 runs the forward under autocast; weights stay as they are. `fused` takes the fast
+    path where the model is Llama-shaped; its gradients are added to `.grad` without hooks, so nothing may shard or
+    flatten the parameters. With a `tape` of the rollout, rows that are on it need no forward."""
 
     def __init__(
-        self, model: Any, *, lora: LoraConfig | None = None, compute_dtype: torch.dtype = torch.float32
+        self,
+        model: Any,
+        *,
+        lora: LoraConfig | None = None,
+        compute_dtype: torch.dtype = torch.float32,
+        fused: bool = False,
     ) -> None:
         super().__init__()
         for name in _LOGIT_TRANSFORMS:
@@ -37,6 +47,9 @@ class Policy(nn.Module):
         self.compute_dtype = compute_dtype
         self.model = _with_adapter(model, lora) if lora else model
         self._reference: list[Any] = []  # in a list: not a submodule, so neither trained nor saved
+        # None: the general path through the model's own modules.
+        self.weights = LlamaWeights.of(self.causal_lm) if fused and compute_dtype == torch.float32 else None
+        self.tape: ActivationTape | None = None
 
     @property
     def causal_lm(self) -> Any:
@@ -49,7 +62,19 @@ class Policy(nn.Module):
 
     def forward(self, batch: MicroBatch, temperature: float) -> tuple[Tensor, Tensor]:
         """(logprobs_N, entropy_N) of softmax(logits / temperature) at the sampled tokens, float32."""
-        return self._logprobs(self.causal_lm, batch, temperature)
+        if self.weights is None:
+            return self._logprobs(self.causal_lm, batch, temperature)
+        remembered = None if self.tape is None else remember(self.tape, batch)
+        hidden_ND = hidden_states(self.weights, batch, remembered.recording if remembered else None)
+        known = (remembered.logprobs_N, remembered.entropy_N) if remembered else None
+        return self._token_logprobs(self.causal_lm, hidden_ND, batch, temperature, known)
+
+    def weights_changed(self) -> None:
+        """After every change of the parameters: what was computed from the old ones is forgotten."""
+        if self.weights is not None:
+            self.weights.refresh()
+        if self.tape is not None:
+            self.tape.clear()
 
     def keep_reference(self) -> None:
         """Remembers the present weights for `reference_logprobs`; LoRA needs no copy, its base is the reference."""
@@ -75,14 +100,19 @@ class Policy(nn.Module):
                 use_cache=False,
                 layout=batch.layout(device),
             ).last_hidden_state[0]
-            weight_VD, bias_V = _head(causal_lm.get_output_embeddings())
-            return token_logprobs(
-                hidden_TD[batch.source_N.to(device)],
-                weight_VD,
-                bias_V,
-                batch.target_N.to(device),
-                scale=1.0 / temperature,
-            )
+            return self._token_logprobs(causal_lm, hidden_TD[batch.source_N.to(device)], batch, temperature)
+
+    def _token_logprobs(
+        self,
+        causal_lm: Any,
+        hidden_ND: Tensor,
+        batch: MicroBatch,
+        temperature: float,
+        known: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        weight_VD, bias_V = _head(causal_lm.get_output_embeddings())
+        target_N = batch.target_N.to(hidden_ND.device)
+        return token_logprobs(hidden_ND, weight_VD, bias_V, target_N, scale=1.0 / temperature, known=known)
 
 
 def _head(head: Any) -> tuple[Tensor, Tensor | None]:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from chatgrpo.inference.products import linear, outer, times
+
 # Rows of logits that exist at once: 256 x 49,152 x 4 bytes is 50 MB.
 CHUNK = 256
 
@@ -21,15 +23,23 @@ class _TokenLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, target_N: Tensor, scale: float
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        target_N: Tensor,
+        scale: float,
+        known: tuple[Tensor, Tensor] | None,
     ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(hidden_ND, weight_VD, target_N, *([] if bias_V is None else [bias_V]))
+        ctx.scale = scale
+        if known is not None:
+            return known[0].clone(), known[1].clone()
         logprobs, entropies = [], []
         for part in _chunks(hidden_ND.shape[0]):
             log_p = _log_softmax(hidden_ND[part], weight_VD, bias_V, scale)
             logprobs.append(log_p.gather(-1, target_N[part, None])[:, 0])
             entropies.append(-(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(-1))
-        ctx.save_for_backward(hidden_ND, weight_VD, target_N, *([] if bias_V is None else [bias_V]))
-        ctx.scale = scale
         if not logprobs:
             empty = hidden_ND.new_zeros(0, dtype=torch.float32)
             return empty, empty.clone()
@@ -56,24 +66,32 @@ class _TokenLogprobs(torch.autograd.Function):
             grad_z.scatter_add_(-1, target_N[part, None], grad_logprobs_N[part, None])
             grad_z = grad_z.mul_(ctx.scale).to(hidden_ND.dtype)
             if grad_hidden is not None:
-                grad_hidden[part] = grad_z @ weight_VD
+                grad_hidden[part] = times(grad_z, weight_VD)
             if grad_weight is not None:
-                grad_weight.addmm_(grad_z.T, hidden_ND[part])
+                grad_weight += outer(grad_z, hidden_ND[part])
             if grad_bias is not None:
                 grad_bias += grad_z.sum(0)
-        return grad_hidden, grad_weight, grad_bias, None, None
+        return grad_hidden, grad_weight, grad_bias, None, None, None
 
 
 def token_logprobs(
-    hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, target_N: Tensor, *, scale: float
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    target_N: Tensor,
+    *,
+    scale: float,
+    known: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(log softmax(scale * (h W^T + b))[target], entropy in nats), both float32 of shape N and differentiable."""
-    logprobs_N, entropy_N = _TokenLogprobs.apply(hidden_ND, weight_VD, bias_V, target_N, scale)  # type: ignore[no-untyped-call]
+    """(log softmax(scale * (h W^T + b))[target], entropy in nats), both float32 of shape N and differentiable.
+
+    `known`: these two, when they were computed before with the same weights; the forward then costs nothing."""
+    logprobs_N, entropy_N = _TokenLogprobs.apply(hidden_ND, weight_VD, bias_V, target_N, scale, known)  # type: ignore[no-untyped-call]
     return logprobs_N, entropy_N
 
 
 def _log_softmax(hidden_CD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, scale: float) -> Tensor:
-    logits = torch.nn.functional.linear(hidden_CD, weight_VD.to(hidden_CD.dtype), bias_V)
+    logits = linear(hidden_CD, weight_VD.to(hidden_CD.dtype), bias_V)
     return torch.log_softmax(logits.float() * scale, -1)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,10 +11,25 @@ import torch
 
 from chatgrpo.errors import InvalidRequest
 from chatgrpo.inference.engine import Completion, FinishReason, GenerationRequest, SamplingParams, generate
+from chatgrpo.inference.llama_weights import LlamaWeights
 from chatgrpo.inference.loading import LoadedModel
 from chatgrpo.inference.torch_engine import TorchEngine
 
+Make = Callable[..., TorchEngine]
+
 PROMPTS = [(4, 20, 30, 1, 5), (4, 9, 1, 5), (4, 40, 41, 42, 43, 44, 45, 46, 1, 5), (4, 77, 1, 5)]
+
+
+@pytest.fixture(params=["modules", "fused"])
+def make(request: pytest.FixtureRequest) -> Make:
+    """An engine that runs the model's own modules, or the fused products."""
+
+    def engine(loaded: LoadedModel, **options: Any) -> TorchEngine:
+        weights = LlamaWeights.of(loaded.model) if request.param == "fused" else None
+        assert request.param == "modules" or weights is not None
+        return TorchEngine(loaded.model, loaded.template, weights=weights, **options)
+
+    return engine
 
 
 def request(index: int, prompt: tuple[int, ...], **params: Any) -> GenerationRequest:
@@ -23,8 +40,8 @@ def play(engine: TorchEngine, *requests: GenerationRequest) -> list[Completion]:
     return generate(engine, requests)
 
 
-def test_greedy_equals_generate(tiny: LoadedModel, dense: Any) -> None:
-    engine = TorchEngine(tiny.model, tiny.template)
+def test_greedy_equals_generate(tiny: LoadedModel, make: Make, dense: Any) -> None:
+    engine = make(tiny)
     ours = play(engine, *(request(i, p, max_tokens=20, temperature=0.0) for i, p in enumerate(PROMPTS)))
     for prompt, completion in zip(PROMPTS, ours, strict=True):
         ids = torch.tensor([prompt])
@@ -33,8 +50,10 @@ def test_greedy_equals_generate(tiny: LoadedModel, dense: Any) -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
-def test_logprobs_are_those_of_the_tempered_softmax(tiny: LoadedModel, dense: Any, temperature: float) -> None:
-    engine = TorchEngine(tiny.model, tiny.template)
+def test_logprobs_are_those_of_the_tempered_softmax(
+    tiny: LoadedModel, make: Make, dense: Any, temperature: float
+) -> None:
+    engine = make(tiny)
     requests = [request(i, p, max_tokens=12, temperature=temperature, seed=i) for i, p in enumerate(PROMPTS)]
     for prompt, completion in zip(PROMPTS, play(engine, *requests), strict=True):
         ids = torch.tensor([[*prompt, *completion.token_ids]])
@@ -44,24 +63,24 @@ def test_logprobs_are_those_of_the_tempered_softmax(tiny: LoadedModel, dense: An
         torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=1e-5, rtol=0)
 
 
-def test_a_seeded_request_samples_the_same_in_any_company(tiny: LoadedModel) -> None:
-    engine = TorchEngine(tiny.model, tiny.template)
+def test_a_seeded_request_samples_the_same_in_any_company(tiny: LoadedModel, make: Make) -> None:
+    engine = make(tiny)
     alone = play(engine, request(0, PROMPTS[0], max_tokens=16, seed=7))[0]
     company = [request(i, p, max_tokens=3 + i, seed=i) for i, p in enumerate(PROMPTS * 2, start=1)]
     together = play(engine, *company[:3], request(0, PROMPTS[0], max_tokens=16, seed=7), *company[3:])[3]
     assert together.token_ids == alone.token_ids
 
 
-def test_waiting_requests_take_the_places_of_finished_ones(tiny: LoadedModel) -> None:
+def test_waiting_requests_take_the_places_of_finished_ones(tiny: LoadedModel, make: Make) -> None:
     many = [request(i, PROMPTS[i % 4], max_tokens=1 + i % 7, temperature=0.0, ignore_eos=True) for i in range(20)]
-    small = play(TorchEngine(tiny.model, tiny.template, max_batch_size=3), *many)
-    large = play(TorchEngine(tiny.model, tiny.template, max_batch_size=64), *many)
+    small = play(make(tiny, max_batch_size=3), *many)
+    large = play(make(tiny, max_batch_size=64), *many)
     assert [c.token_ids for c in small] == [c.token_ids for c in large]
     assert [len(c.token_ids) for c in small] == [1 + i % 7 for i in range(20)]
 
 
-def test_finish_reasons(tiny: LoadedModel) -> None:
-    engine = TorchEngine(tiny.model, tiny.template)
+def test_finish_reasons(tiny: LoadedModel, make: Make) -> None:
+    engine = make(tiny)
     free = play(engine, request(0, PROMPTS[0], max_tokens=5, temperature=0.0, ignore_eos=True))[0]
     assert (len(free.token_ids), free.finish_reason) == (5, FinishReason.LENGTH)
     text = tiny.template.decode(free.token_ids[:2])
@@ -70,13 +89,13 @@ def test_finish_reasons(tiny: LoadedModel) -> None:
     assert stopped.finish_reason is FinishReason.STOP
 
 
-def test_eos_ends_a_completion_and_is_part_of_it(tiny: LoadedModel) -> None:
+def test_eos_ends_a_completion_and_is_part_of_it(tiny: LoadedModel, make: Make) -> None:
     with torch.no_grad():
         tiny.model.lm_head.weight.zero_()
         tiny.model.lm_head.weight[1] += tiny.model.model(
             input_ids=torch.tensor([PROMPTS[0]]), position_ids=torch.arange(5)[None], layout=_Causal(), use_cache=False
         ).last_hidden_state[0, -1]
-    completion = play(TorchEngine(tiny.model, tiny.template), request(0, PROMPTS[0], max_tokens=9, temperature=0.0))[0]
+    completion = play(make(tiny), request(0, PROMPTS[0], max_tokens=9, temperature=0.0))[0]
     assert (completion.token_ids, completion.finish_reason) == ((1,), FinishReason.STOP)
 
 
@@ -88,11 +107,9 @@ class _Causal:
         return out.transpose(1, 2)
 
 
-def test_a_cancelled_request_says_nothing_more_and_the_others_go_on(tiny: LoadedModel) -> None:
-    alone = play(
-        TorchEngine(tiny.model, tiny.template), request(2, PROMPTS[2], max_tokens=8, temperature=0.0, ignore_eos=True)
-    )[0]
-    engine = TorchEngine(tiny.model, tiny.template)
+def test_a_cancelled_request_says_nothing_more_and_the_others_go_on(tiny: LoadedModel, make: Make) -> None:
+    alone = play(make(tiny), request(2, PROMPTS[2], max_tokens=8, temperature=0.0, ignore_eos=True))[0]
+    engine = make(tiny)
     for index in range(3):
         engine.add(request(index, PROMPTS[index], max_tokens=8, temperature=0.0, ignore_eos=True))
     said: dict[str, list[int]] = {"0": [], "1": [], "2": []}
@@ -106,23 +123,23 @@ def test_a_cancelled_request_says_nothing_more_and_the_others_go_on(tiny: Loaded
     assert tuple(said["2"]) == alone.token_ids[1:]
 
 
-def test_prompts_that_cannot_fit_are_refused(tiny: LoadedModel) -> None:
-    engine = TorchEngine(tiny.model, tiny.template)
+def test_prompts_that_cannot_fit_are_refused(tiny: LoadedModel, make: Make) -> None:
+    engine = make(tiny)
     with pytest.raises(InvalidRequest, match="context window of 2048"):
         engine.add(request(0, (4,) * 2048))
     with pytest.raises(InvalidRequest, match="empty"):
         engine.add(request(0, ()))
 
 
-def test_the_context_window_ends_a_completion(tiny: LoadedModel) -> None:
-    engine = TorchEngine(tiny.model, tiny.template)
+def test_the_context_window_ends_a_completion(tiny: LoadedModel, make: Make) -> None:
+    engine = make(tiny)
     completion = play(engine, request(0, (4,) * 2040, max_tokens=50, temperature=0.0, ignore_eos=True))[0]
     assert completion.finish_reason is FinishReason.LENGTH
     assert len(completion.token_ids) == 8
 
 
-def test_the_engine_speaks_with_changed_weights(tiny: LoadedModel) -> None:
-    engine = TorchEngine(tiny.model, tiny.template)
+def test_the_engine_speaks_with_changed_weights(tiny: LoadedModel, make: Make) -> None:
+    engine = make(tiny)
     before = play(engine, request(0, PROMPTS[0], max_tokens=4, temperature=0.0, ignore_eos=True))[0]
     with torch.no_grad():
         tiny.model.lm_head.weight.copy_(tiny.model.lm_head.weight.flip(0))
@@ -130,3 +147,49 @@ def test_the_engine_speaks_with_changed_weights(tiny: LoadedModel) -> None:
     after = play(engine, request(0, PROMPTS[0], max_tokens=4, temperature=0.0, ignore_eos=True))[0]
     assert after.weight_version == 3
     assert after.token_ids[0] == len(tiny.template.tokenizer) - 1 - before.token_ids[0]
+
+
+def test_a_long_prompt_of_many_rows_is_held_once_and_changes_nothing(tiny: LoadedModel, make: Make) -> None:
+    prompt = tuple(7 + i % 80 for i in range(300))
+    others = [request(10 + i, p, max_tokens=5 + i, seed=i) for i, p in enumerate(PROMPTS)]
+    group = [request(i, prompt, max_tokens=3 + 2 * i, seed=i) for i in range(5)]
+    together = play(make(tiny), *others[:2], *group, *others[2:])[2:7]
+    alone = [play(make(tiny), r)[0] for r in group]
+    assert [c.token_ids for c in together] == [c.token_ids for c in alone]
+    for a, b in zip(together, alone, strict=True):
+        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
+
+
+@pytest.mark.parametrize("prompt_length", [5, 250])
+def test_a_kept_conversation_goes_on_as_if_it_were_computed_anew(
+    tiny: LoadedModel, make: Make, prompt_length: int
+) -> None:
+    prompt = tuple(7 + i % 80 for i in range(prompt_length))
+    engine = make(tiny)
+    first = [replace(request(i, prompt, max_tokens=4 + i, seed=i), keep=True) for i in range(3)]
+    replies = play(engine, *first)
+    contexts = [(*prompt, *c.token_ids, 4, 60 + i, 1, 5) for i, c in enumerate(replies)]
+    second = [request(10 + i, ids, max_tokens=6, seed=50 + i) for i, ids in enumerate(contexts)]
+    went_on = play(engine, *(replace(r, continues=str(i)) for i, r in enumerate(second)))
+    anew = play(make(tiny), *second)
+    assert [c.token_ids for c in went_on] == [c.token_ids for c in anew]
+    for a, b in zip(went_on, anew, strict=True):
+        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
+
+
+def test_only_what_is_new_in_a_conversation_is_computed(tiny: LoadedModel, make: Make) -> None:
+    engine = make(tiny)
+    reply = play(engine, replace(request(0, PROMPTS[0], max_tokens=4, ignore_eos=True), keep=True))[0]
+    seen: list[int] = []
+    run = engine._forward
+
+    def counted(ids: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        seen.append(ids.numel())
+        return run(ids, *args, **kwargs)
+
+    engine._forward = counted  # type: ignore[method-assign]
+    context = (*PROMPTS[0], *reply.token_ids, 4, 9)
+    play(engine, replace(request(1, context, max_tokens=2, ignore_eos=True), continues="0"))
+    assert seen == [3, 1]  # the last sampled token and two new ones, then one decoded
+    play(engine, replace(request(2, (*context, 5), max_tokens=1), continues="0"))
+    assert seen[-1] == len(context) + 1  # taken over before: nothing is left of it

@@ -1,0 +1,185 @@
+"""Activations of a rollout, kept so that the update needs no forward of its own.
+
+While the policy has not moved, the forward that sampled a token is the forward that its gradient needs. A tape has a
+slot for every token that went through the model: of a prompt once for its whole group, of a reply token by token. What
+a layer leaves is its input x, rotated queries, keys and values, what attention returned, the stream between attention
+and MLP, and the two projections of the MLP; everything else follows from these without a matrix product.
+
+A tape has a budget. When it is used up, later tokens are not kept, and whoever looks for them gets None: they are
+computed again. Memory is touched as it is written, so a large budget that is not needed costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from chatgrpo.inference.llama_weights import LlamaWeights
+
+_BLOCK_TOKENS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class _Widths:
+    x: int
+    qkv: int
+    attended: int
+    gate_up: int
+    num_layers: int
+
+
+class _Block:
+    """Slots of consecutive tokens; each field is one tensor of layers x tokens x width."""
+
+    def __init__(self, num_tokens: int, widths: _Widths, like: Tensor) -> None:
+        def field(num_layers: int, width: int) -> Tensor:
+            return torch.empty(num_layers, num_tokens, width, dtype=like.dtype, device=like.device)
+
+        count = widths.num_layers
+        self.x = field(count + 1, widths.x)
+        self.qkv = field(count, widths.qkv)
+        self.attended = field(count, widths.attended)
+        self.middle = field(count, widths.x)
+        self.gate_up = field(count, widths.gate_up)
+        self.num_tokens = num_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Recorder:
+    """Takes the activations of one forward."""
+
+    block: _Block
+    tokens: slice
+
+    def layer(self, index: int, *, x: Tensor, qkv: Tensor, attended: Tensor, middle: Tensor, gate_up: Tensor) -> None:
+        block, tokens = self.block, self.tokens
+        block.x[index, tokens] = x
+        block.qkv[index, tokens] = qkv
+        block.attended[index, tokens] = attended
+        block.middle[index, tokens] = middle
+        block.gate_up[index, tokens] = gate_up
+
+    def last(self, x: Tensor) -> None:
+        """Output of the last layer, before the last norm."""
+        self.block.x[-1, self.tokens] = x
+
+
+@dataclass(frozen=True, slots=True)
+class Activations:
+    """What one layer left for the chosen tokens, in their order."""
+
+    x: Tensor
+    qkv: Tensor
+    attended: Tensor
+    middle: Tensor
+    gate_up: Tensor
+
+
+class Recording:
+    """The chosen tokens of a tape."""
+
+    def __init__(self, blocks: Sequence[_Block], slots_T: Tensor) -> None:
+        self._num_tokens = slots_T.numel()
+        self._parts: list[tuple[_Block, Tensor, Tensor]] = []
+        first = 0
+        for block in blocks:
+            inside = ((slots_T >= first) & (slots_T < first + block.num_tokens)).nonzero()[:, 0]
+            if inside.numel():
+                self._parts.append((block, inside, slots_T[inside] - first))
+            first += block.num_tokens
+
+    def layer(self, index: int) -> Activations:
+        return Activations(*(self._take(name, index) for name in ("x", "qkv", "attended", "middle", "gate_up")))
+
+    def last(self) -> Tensor:
+        return self._take("x", -1)
+
+    def _take(self, field: str, layer: int) -> Tensor:
+        if len(self._parts) == 1:
+            block, _, local = self._parts[0]
+            held: Tensor = getattr(block, field)[layer]
+            return held.index_select(0, local)
+        taken: Tensor | None = None
+        for block, target, local in self._parts:
+            held = getattr(block, field)[layer]
+            if taken is None:
+                taken = held.new_empty(self._num_tokens, held.shape[-1])
+            taken[target] = held.index_select(0, local)
+        assert taken is not None
+        return taken
+
+
+class ActivationTape:
+    """`max_tokens`: its budget. Slots are numbered through all blocks."""
+
+    def __init__(self, weights: LlamaWeights, *, max_tokens: int) -> None:
+        self._widths = _Widths(
+            x=weights.hidden_size,
+            qkv=(weights.num_heads + 2 * weights.num_kv_heads) * weights.head_dim,
+            attended=weights.num_heads * weights.head_dim,
+            gate_up=2 * weights.intermediate_size,
+            num_layers=len(weights.layers),
+        )
+        self._like = weights.embedding
+        self._max_tokens = max_tokens
+        self._blocks: list[_Block] = []
+        self._used = self._room = 0
+        self._slots: dict[tuple[int, ...], list[int]] = {}
+        self._entropies: dict[int, float] = {}
+
+    @staticmethod
+    def bytes_per_token(weights: LlamaWeights) -> int:
+        width = (
+            2 * weights.hidden_size
+            + (2 * weights.num_heads + 2 * weights.num_kv_heads) * weights.head_dim
+            + 2 * weights.intermediate_size
+        )
+        return 4 * (len(weights.layers) * width + weights.hidden_size)
+
+    @property
+    def device(self) -> torch.device:
+        return self._like.device
+
+    def record(self, num_tokens: int) -> tuple[Recorder, range] | None:
+        """Slots for the tokens of one forward, or None when the budget is used up."""
+        if self._used + num_tokens > self._max_tokens:
+            return None
+        if num_tokens > self._room:
+            # What is left of the last block stays unused; it was never touched.
+            total = sum(b.num_tokens for b in self._blocks)
+            self._blocks.append(_Block(max(num_tokens, _BLOCK_TOKENS), self._widths, self._like))
+            self._room = self._blocks[-1].num_tokens
+            self._next = total
+        block = self._blocks[-1]
+        start = block.num_tokens - self._room
+        slots = range(self._next, self._next + num_tokens)
+        self._room -= num_tokens
+        self._next += num_tokens
+        self._used += num_tokens
+        return Recorder(block, slice(start, start + num_tokens)), slots
+
+    def remember(self, token_ids: Sequence[int], slots: Sequence[int]) -> None:
+        """Where the tokens of one sequence lie. Equal sequences have equal activations: any of them will do."""
+        self._slots[tuple(token_ids)] = list(slots)
+
+    def find(self, token_ids: Sequence[int]) -> list[int] | None:
+        return self._slots.get(tuple(token_ids))
+
+    def tell_entropies(self, entropies: Iterable[tuple[int, float]]) -> None:
+        """(slot, nats) of the distributions that the tokens at the slots led to."""
+        self._entropies.update(entropies)
+
+    def entropies(self, slots: Sequence[int]) -> list[float]:
+        return [self._entropies[s] for s in slots]
+
+    def recording(self, slots_T: Tensor) -> Recording:
+        return Recording(self._blocks, slots_T)
+
+    def clear(self) -> None:
+        self._blocks.clear()
+        self._slots.clear()
+        self._entropies.clear()
+        self._used = self._room = 0

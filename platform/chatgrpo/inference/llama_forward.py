@@ -1,0 +1,81 @@
+"""Forward of a Llama-shaped decoder over packed tokens, with fused products; it can leave its activations on a tape.
+
+Computes what the Hugging Face modules compute, in the same order up to the grouping of products. T packed tokens;
+other letters as in `llama_weights`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from chatgrpo.inference.activation_tape import Recorder
+from chatgrpo.inference.attention import Layout
+from chatgrpo.inference.llama_weights import LlamaWeights
+
+
+@dataclass(frozen=True, slots=True)
+class Rotary:
+    """cos and sin of the rotation angles: T1(D/2)."""
+
+    cos: Tensor
+    sin: Tensor
+
+    @staticmethod
+    def at(weights: LlamaWeights, positions_T: Tensor) -> Rotary:
+        cos_1TD, sin_1TD = weights.rotary(weights.embedding, positions_T[None])
+        half = weights.head_dim // 2
+        return Rotary(cos_1TD[0, :, None, :half], sin_1TD[0, :, None, :half])
+
+    def turn_(self, heads_THD: Tensor, *, back: bool = False) -> None:
+        """Rotates in place; `back` by the negative angle, which is the gradient of the rotation."""
+        half = heads_THD.shape[-1] // 2
+        first, second = heads_THD[..., :half], heads_THD[..., half:]
+        sin = -self.sin if back else self.sin
+        turned = first * self.cos - second * sin
+        second.mul_(self.cos).addcmul_(first, sin)
+        first.copy_(turned)
+
+
+@torch.no_grad()
+def forward(
+    weights: LlamaWeights,
+    input_ids_T: Tensor,
+    positions_T: Tensor,
+    layout: Layout,
+    record: Recorder | None = None,
+) -> Tensor:
+    """-> hidden states after the last norm, TE."""
+    heads, kv_heads, dim = weights.num_heads, weights.num_kv_heads, weights.head_dim
+    rotary = Rotary.at(weights, positions_T)
+    x_TE = functional.embedding(input_ids_T, weights.embedding)
+    for index, layer in enumerate(weights.layers):
+        qkv_T = layer.qkv(rms_norm(x_TE, layer.input_norm, weights.eps))
+        split_THD = qkv_T.view(-1, heads + 2 * kv_heads, dim)
+        rotary.turn_(split_THD[:, : heads + kv_heads])
+        attended_T = attend(layout, index, split_THD, heads, kv_heads, weights.scale)
+        middle_TE = layer.out.added_to(attended_T, x_TE)
+        gate_up_T = layer.gate_up(rms_norm(middle_TE, layer.post_norm, weights.eps))
+        if record is not None:
+            record.layer(index, x=x_TE, qkv=qkv_T, attended=attended_T, middle=middle_TE, gate_up=gate_up_T)
+        gate_TF, up_TF = gate_up_T.chunk(2, -1)
+        x_TE = layer.down.added_to(functional.silu(gate_TF).mul_(up_TF), middle_TE)
+    if record is not None:
+        record.last(x_TE)
+    return rms_norm(x_TE, weights.final_norm, weights.eps)
+
+
+def attend(layout: Layout, layer: int, split_THD: Tensor, num_heads: int, num_kv_heads: int, scale: float) -> Tensor:
+    """Queries, keys and values of all tokens, one after the other -> T(HD)."""
+    query, key, value = torch.split(split_THD, [num_heads, num_kv_heads, num_kv_heads], 1)
+    out_1THD = layout.attend(
+        layer, query.transpose(0, 1)[None], key.transpose(0, 1)[None], value.transpose(0, 1)[None], scale
+    )
+    return out_1THD[0].flatten(1)
+
+
+def rms_norm(x_TE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
+    return functional.rms_norm(x_TE, (x_TE.shape[-1],), weight_E, eps)

@@ -1,0 +1,179 @@
+"""The weights of a Llama-shaped model as four large matrices a layer, adapters merged in.
+
+The model's own parameters become views of the large matrices: there is one copy of the weights, and whatever updates
+the parameters in place (optimizer, checkpoint) updates them here. Where there are adapters, a second, packed copy holds
+W + s B A, made anew by `refresh`; the base is never written, so that nothing has to be subtracted again.
+
+Shapes: E hidden size, F intermediate size, H query heads, K key/value heads, D head dimension.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from chatgrpo.inference import products
+
+# Llama's wiring: pre-norm, rotary positions on halves, SiLU gate, no norm on queries and keys.
+_MODEL_TYPES = frozenset({"llama", "qwen2", "mistral"})
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """y = x W^T + scale * (x A^T) B^T."""
+
+    a_RI: nn.Parameter
+    b_OR: nn.Parameter
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """One of the model's linear layers: rows [start, stop) of a fused weight."""
+
+    module: Any
+    start: int
+    stop: int
+
+    @property
+    def base(self) -> Any:
+        return getattr(self.module, "base_layer", self.module)
+
+    @property
+    def adapter(self) -> Adapter | None:
+        if self.base is self.module:
+            return None
+        (name,) = self.module.active_adapters
+        return Adapter(
+            self.module.lora_A[name].weight, self.module.lora_B[name].weight, float(self.module.scaling[name])
+        )
+
+
+class Fused:
+    """Projections of the same input, stacked: y = x W^T + b. The layers' own parameters become views of the stack."""
+
+    def __init__(self, modules: list[Any]) -> None:
+        stops = torch.tensor([_base(m).weight.shape[0] for m in modules]).cumsum(0).tolist()
+        self.projections = [Projection(m, a, b) for m, a, b in zip(modules, [0, *stops], stops, strict=False)]
+        self.has_adapters = any(p.adapter is not None for p in self.projections)
+        biases = [p.base.bias for p in self.projections]
+        self.weight = torch.cat([p.base.weight.detach() for p in self.projections])
+        self.bias = None if biases[0] is None else torch.cat([b.detach() for b in biases])
+        for p in self.projections:
+            p.base.weight.data = self.weight[p.start : p.stop]
+            if self.bias is not None:
+                p.base.bias.data = self.bias[p.start : p.stop]
+        self._merged: Tensor | None = None
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        if not self.has_adapters:
+            return
+        merged = self.weight.clone()
+        for p in self.projections:
+            if (adapter := p.adapter) is not None:
+                merged[p.start : p.stop].addmm_(adapter.b_OR, adapter.a_RI, alpha=adapter.scale)
+        self._merged = products.pack(merged)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return products.linear(x, self.weight if self._merged is None else self._merged, self.bias)
+
+    def added_to(self, x: Tensor, residual: Tensor) -> Tensor:
+        return products.linear_add(x, self.weight if self._merged is None else self._merged, self.bias, residual)
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """`qkv` (H + 2K) D x E, `out` E x HD, `gate_up` 2F x E, `down` E x F."""
+
+    input_norm: nn.Parameter
+    qkv: Fused
+    out: Fused
+    post_norm: nn.Parameter
+    gate_up: Fused
+    down: Fused
+
+    def sites(self) -> tuple[Fused, ...]:
+        return self.qkv, self.out, self.gate_up, self.down
+
+
+class LlamaWeights:
+    """Of a causal LM, with or without LoRA layers inside. Make it with `of`, which knows what it cannot do."""
+
+    def __init__(self, causal_lm: Any) -> None:
+        config, decoder = causal_lm.config, causal_lm.get_decoder()
+        self.num_heads = int(config.num_attention_heads)
+        self.num_kv_heads = int(config.num_key_value_heads)
+        attention = decoder.layers[0].self_attn
+        self.head_dim = int(attention.head_dim)
+        self.scale = float(attention.scaling)
+        self.eps = float(config.rms_norm_eps)
+        self.hidden_size = int(config.hidden_size)
+        self.intermediate_size = int(config.intermediate_size)
+        self.embedding: nn.Parameter = decoder.embed_tokens.weight
+        self.final_norm: nn.Parameter = decoder.norm.weight
+        self.rotary = decoder.rotary_emb
+        self.layers = [self._layer(layer) for layer in decoder.layers]
+        self._head = causal_lm.get_output_embeddings()
+        self._head_adapter = Projection(self._head, 0, 0).adapter
+        self._merged_head: Tensor | None = None
+        self.refresh()
+
+    @staticmethod
+    def of(causal_lm: Any) -> LlamaWeights | None:
+        """None for a model that is wired in another way; it then takes the general path."""
+        return LlamaWeights(causal_lm) if _fits(causal_lm) else None
+
+    def refresh(self) -> None:
+        """After the adapters changed."""
+        for layer in self.layers:
+            for site in layer.sites():
+                site.refresh()
+        if (adapter := self._head_adapter) is not None:
+            with torch.no_grad():
+                base = self._head.base_layer.weight
+                self._merged_head = torch.addmm(base, adapter.b_OR, adapter.a_RI, alpha=adapter.scale)
+
+    def logits(self, hidden_NE: Tensor) -> Tensor:
+        base = _base(self._head)
+        return products.linear(hidden_NE, base.weight if self._merged_head is None else self._merged_head, base.bias)
+
+    def _layer(self, layer: Any) -> Layer:
+        attention, mlp = layer.self_attn, layer.mlp
+        return Layer(
+            input_norm=layer.input_layernorm.weight,
+            qkv=Fused([attention.q_proj, attention.k_proj, attention.v_proj]),
+            out=Fused([attention.o_proj]),
+            post_norm=layer.post_attention_layernorm.weight,
+            gate_up=Fused([mlp.gate_proj, mlp.up_proj]),
+            down=Fused([mlp.down_proj]),
+        )
+
+
+def _base(module: Any) -> Any:
+    return getattr(module, "base_layer", module)
+
+
+def _fits(causal_lm: Any) -> bool:
+    config = causal_lm.config
+    if config.model_type not in _MODEL_TYPES or config.hidden_act != "silu":
+        return False
+    if next(causal_lm.parameters()).dtype != torch.float32:
+        return False
+    return all(_is_plain(m) for m in causal_lm.modules() if hasattr(m, "base_layer"))
+
+
+def _is_plain(module: Any) -> bool:
+    """A LoRA layer on a linear one with one adapter, nothing merged and no extras."""
+    names = list(module.active_adapters)
+    return (
+        isinstance(module.base_layer, nn.Linear)
+        and len(names) == 1
+        and not module.merged
+        and not getattr(module, "use_dora", {}).get(names[0], False)
+        and isinstance(module.lora_dropout[names[0]], nn.Identity)
+        and module.lora_B[names[0]].bias is None
+    )
