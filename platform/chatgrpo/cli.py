@@ -15,7 +15,7 @@ from rich.table import Column, Table
 from rich.text import Text
 from typer.core import TyperGroup
 
-from chatgrpo import cli_keys, cli_sweeps
+from chatgrpo import cli_audit, cli_keys, cli_sweeps
 from chatgrpo.client import DEFAULT_URL, Client
 from chatgrpo.config import load_platform_config, load_yaml
 from chatgrpo.errors import InvalidRequest, NotFound, PlatformError
@@ -46,6 +46,7 @@ app = typer.Typer(
     help="Conversational agents that get better by GRPO: serve, train, chat.",
 )
 app.add_typer(cli_keys.app, name="keys")
+app.add_typer(cli_audit.app, name="audit")
 for command in (cli_sweeps.tune, cli_sweeps.sweep, cli_sweeps.sweeps):
     app.command()(command)
 console = Console()

@@ -22,7 +22,7 @@ LAYERS = (
     {"inference", "environments", "rewards", "state", "audit", "monitoring", "resilience"},
     {"gateway", "jobs", "rollouts"},
     {"api", "training"},
-    {"client", "progress", "cli_keys", "reference"},
+    {"client", "progress", "cli_audit", "cli_keys", "reference"},
     {"cli_sweeps"},
     {"top"},
     {"embedded"},
