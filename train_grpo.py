@@ -4,8 +4,8 @@
     python train_grpo.py --tune configs/tune/tiny.yaml
     python train_grpo.py --job ID        (how the platform starts a queued job, a run or a sweep)
 
-Every worker runs `chatgrpo.training.loop.train`; Ray Train forms the process group, restarts nothing by itself and
-keeps the list of checkpoints. A run continues from the newest whole checkpoint in its folder, which all workers see.
+Every worker runs `chatgrpo.training.loop.train`; Ray Train forms the process group and restarts nothing by itself. A
+run continues from the newest whole checkpoint in its folder, which all workers see.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from typing import Any
 
 import ray
 from pydantic import ValidationError
-from ray.train import Checkpoint, CheckpointUploadMode, RunConfig, ScalingConfig, UserCallback
+from ray.train import RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 from ulid import ULID
 
 from chatgrpo.config import PlatformConfig, load_platform_config, load_yaml
 from chatgrpo.errors import InvalidRequest, PlatformError
+from chatgrpo.jobs.failure import facts_only
 from chatgrpo.jobs.run_folder import RunFolder
 from chatgrpo.jobs.seed_request import validate
 from chatgrpo.jobs.sweeps.config import SweepConfig
@@ -80,10 +81,7 @@ def run(
         scaling_config=ScalingConfig(
             num_workers=config.num_workers, use_gpu=bool(gpus), resources_per_worker=resources
         ),
-        # Ray refuses checkpoints that lie outside its own folder: the run's folder of checkpoints is that folder.
-        run_config=RunConfig(
-            name=folder.checkpoints.name, storage_path=str(folder.checkpoints.parent), callbacks=list(callbacks)
-        ),
+        run_config=RunConfig(name="ray", storage_path=str(folder.path), callbacks=list(callbacks)),
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
     )
     result = trainer.fit()
@@ -147,9 +145,8 @@ class _Reporter:
             logger.info("step %s/%s %s", metrics["step"], metrics["total_steps"], shown)
         if self._scheduler is not None:
             self._scheduler.report.remote(self._run_id, self._attempt, dict(metrics))
-        # Already on shared storage and sealed: Ray only keeps the reference.
-        kept = Checkpoint.from_directory(str(checkpoint)) if checkpoint and self._rank == 0 else None
-        ray.train.report(dict(metrics), checkpoint=kept, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
+        # Ray is not told of checkpoints: it refuses to start again when one that it knew was thinned out.
+        ray.train.report(dict(metrics))
 
 
 def _find_scheduler() -> Any:
@@ -265,12 +262,13 @@ def explain(error: BaseException) -> tuple[str, str]:
         for candidate in (failure, inner):
             if isinstance(candidate, PlatformError):
                 return "user", str(candidate)
-    text = " ".join(str(f) for f in failures)
+    text = facts_only(" ".join(str(f) for f in failures))
     last = failures[-1]
-    line = f"{type(last).__name__}: {str(last).strip().splitlines()[-1] if str(last).strip() else ''}"[:500]
+    lines = facts_only(str(last)).splitlines()
+    line = f"{type(last).__name__}: {lines[-1] if lines else ''}"[:500]
     if "OutOfMemory" in text or "out of memory" in text:
         return "out_of_memory", line
-    if "ActorDied" in text or "WorkerCrashed" in text or "NodeDied" in text:
+    if any(sign in text for sign in ("ActorDied", "WorkerCrashed", "NodeDied", "worker process has died")):
         return "worker_lost", line
     return "error", line
 

@@ -38,10 +38,20 @@ _SIGNS: tuple[tuple[Cause, re.Pattern[str]], ...] = (
         Cause.WORKER_LOST,
         re.compile(
             r"WorkerCrashedError|ActorDiedError|ActorUnavailableError|RayActorError|WorkerGroupError.*died"
+            r"|worker process has died|WorkerHealthCheckFailedError"
             r"|worker (process )?died|worker died unexpectedly|job supervisor actor (failed|died)"
         ),
     ),
 )
+
+
+# Ray lists all that may have happened to a process that is gone, out of memory among it.
+_GUESSES = re.compile(r"Some common causes include[^\n]*")
+
+
+def facts_only(text: str) -> str:
+    """`text` of Ray without its guesses."""
+    return _GUESSES.sub("", text).rstrip()
 
 
 def classify(*, result: Mapping[str, Any] | None, message: str, log: str, exit_code: int | None) -> Cause:
@@ -50,7 +60,7 @@ def classify(*, result: Mapping[str, Any] | None, message: str, log: str, exit_c
     A run that names its cause is believed. A process that a signal ended (status < 0 or > 128) had no say."""
     if result and result.get("cause") in set(Cause):
         return Cause(result["cause"])
-    text = "\n".join([str((result or {}).get("error", "")), message, log[-8000:]])
+    text = facts_only("\n".join([str((result or {}).get("error", "")), message, log[-8000:]]))
     for cause, sign in _SIGNS:
         if sign.search(text):
             return cause
@@ -61,7 +71,7 @@ def classify(*, result: Mapping[str, Any] | None, message: str, log: str, exit_c
 def explain(*, result: Mapping[str, Any] | None, message: str, log: str) -> str:
     """One clear line for the user: the run's own words, else the last line of its log, else what Ray said."""
     if result and result.get("error"):
-        return str(result["error"])
+        return facts_only(str(result["error"]))
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     return lines[-1][:500] if lines else (message.strip() or "the run ended without a word; see its log")
 
