@@ -85,10 +85,9 @@ class SqliteCounters:
     def _take(self, db: sqlite3.Connection, meters: Sequence[Meter], lease: str) -> Verdict:
         # The time is read under the lock: requests count in the order in which they are admitted.
         now = self._clock.now()
-        verdict = decide(meters, [_read(db, meter, now) for meter in meters], now=now, lease=lease)
+        verdict = decide(meters, _read_all(db, meters, now), now=now, lease=lease)
         if verdict.is_admitted:
-            for meter in meters:
-                _count(db, meter, now, lease)
+            _count_all(db, meters, now, lease)
         self._num_taken += 1
         if self._num_taken % 1000 == 0:
             db.execute("DELETE FROM slots WHERE ends <= ?", (now,))
@@ -128,20 +127,41 @@ def _open(path: Path) -> sqlite3.Connection:
     return db
 
 
-def _read(db: sqlite3.Connection, meter: Meter, now: float) -> Reading:
-    if meter.window_s == 0:
-        db.execute("DELETE FROM leases WHERE key = ? AND ends <= ?", (meter.key, now))
-        sql = "SELECT COUNT(*), COALESCE(MIN(ends), 0) FROM leases WHERE key = ?"
-        used, first = db.execute(sql, (meter.key,)).fetchone()
-        return Reading(used=used, oldest=first)
-    first_slot = slot_of(now, meter.window_s) - SLOTS
-    rows = db.execute("SELECT slot, n FROM slots WHERE key = ? AND slot >= ?", (meter.key, first_slot)).fetchall()
-    return read_slots(dict(rows), meter, now)
+def _read_all(db: sqlite3.Connection, meters: Sequence[Meter], now: float) -> list[Reading]:
+    """One statement for all windows: each costs more than what it reads."""
+    windows = [meter for meter in meters if meter.window_s]
+    slots: dict[str, dict[int, int]] = {meter.key: {} for meter in windows}
+    if windows:
+        sql = _SLOTS_OF[len(windows)] if len(windows) < len(_SLOTS_OF) else _slots_of(len(windows))
+        first_slots = [(meter.key, slot_of(now, meter.window_s) - SLOTS) for meter in windows]
+        for key, slot, count in db.execute(sql, [value for pair in first_slots for value in pair]):
+            slots[key][slot] = count
+    return [
+        read_slots(slots[meter.key], meter, now) if meter.window_s else _read_leases(db, meter, now) for meter in meters
+    ]
 
 
-def _count(db: sqlite3.Connection, meter: Meter, now: float, lease: str) -> None:
-    if meter.window_s == 0:
-        db.execute("INSERT OR REPLACE INTO leases VALUES (?, ?, ?)", (meter.key, lease, now + LEASE_S))
-        return
-    row = (meter.key, slot_of(now, meter.window_s), meter.cost, now + 2 * meter.window_s)
-    db.execute("INSERT INTO slots VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET n = n + excluded.n", row)
+def _slots_of(num_windows: int) -> str:
+    return " UNION ALL ".join(["SELECT key, slot, n FROM slots WHERE key = ? AND slot >= ?"] * num_windows)
+
+
+_SLOTS_OF = ["", *(_slots_of(number) for number in range(1, 9))]
+
+
+def _read_leases(db: sqlite3.Connection, meter: Meter, now: float) -> Reading:
+    db.execute("DELETE FROM leases WHERE key = ? AND ends <= ?", (meter.key, now))
+    sql = "SELECT COUNT(*), COALESCE(MIN(ends), 0) FROM leases WHERE key = ?"
+    used, first = db.execute(sql, (meter.key,)).fetchone()
+    return Reading(used=used, oldest=first)
+
+
+def _count_all(db: sqlite3.Connection, meters: Sequence[Meter], now: float, lease: str) -> None:
+    rows = [
+        (meter.key, slot_of(now, meter.window_s), meter.cost, now + 2 * meter.window_s)
+        for meter in meters
+        if meter.window_s
+    ]
+    db.executemany("INSERT INTO slots VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET n = n + excluded.n", rows)
+    leases = [(meter.key, lease, now + LEASE_S) for meter in meters if not meter.window_s]
+    if leases:
+        db.executemany("INSERT OR REPLACE INTO leases VALUES (?, ?, ?)", leases)

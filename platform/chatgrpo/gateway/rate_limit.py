@@ -10,7 +10,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
-from uuid import uuid4
+from secrets import token_hex
 
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -99,7 +99,7 @@ class RateLimit:
         identity, address = state["identity"], state["address"]
         state["tokens"] = TokenBudget(self.counters, token_meters_of(self.rules, row, identity, address))
         meters = meters_of(self.rules, row, identity, address)
-        lease = uuid4().hex
+        lease = token_hex(16)
         try:
             verdict = await _take(self.counters, meters, lease)
         except Unavailable as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from uuid import uuid4
+from secrets import token_hex
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -33,7 +33,7 @@ class ResponseHeaders:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
-        request_id = uuid4().hex
+        request_id = token_hex(16)
         scope.setdefault("state", {})["request_id"] = request_id
         is_https = scope.get("scheme") in {"https", "wss"}
 
