@@ -8,8 +8,8 @@ from chatgrpo.jobs.failure import Cause, classify, explain
 GONE = (
     "WorkerHealthCheckFailedError: The actor is dead because its worker process has died. Worker exit type: "
     "SYSTEM_ERROR Worker exit detail: Worker unexpectedly exits with a connection error code 2. End of file. Some "
-    "common causes include: (1) the process was killed by the OOM killer due to high memory usage, (2) ray stop --force "
-    "was called."
+    "common causes include: (1) the process was killed by the OOM killer due to high memory usage, (2) ray stop "
+    "--force was called."
 )
 
 
