@@ -22,6 +22,7 @@ from chatgrpo.api.description import describe
 from chatgrpo.api.errors import handle_errors
 from chatgrpo.api.guarded_chat import GuardedChat
 from chatgrpo.api.live import create_live_app
+from chatgrpo.api.openai_conversations import router as openai_conversations
 from chatgrpo.api.operations import Operations
 from chatgrpo.api.reference_pages import add_reference_pages
 from chatgrpo.api.replies import Replies
@@ -39,6 +40,7 @@ GZIP_FROM_BYTES = 1400
 ROUTERS: tuple[APIRouter, ...] = (
     openai.router,
     chat.router,
+    openai_conversations,
     train.router,
     jobs.router,
     sweeps.router,

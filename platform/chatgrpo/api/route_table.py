@@ -13,6 +13,7 @@ _ALERTS = "/api/v2/alerts"
 _TALKS = "/api/v2/conversations"
 _SNAPSHOTS = "/api/v2/snapshots"
 _TALK = "/api/v2/conversations/{conversation_id}"
+_ITEMS = "/v1/conversations/{conversation_id}/items"
 # A model on a CPU may write for minutes before a whole reply is there.
 _REPLY_S = 600.0
 
@@ -96,6 +97,16 @@ ROUTES: tuple[RouteConfig, ...] = (
             f"{_TALK}/history",
         )
     ),
+    *(
+        _read(path, Permission.CONVERSATIONS_READ)
+        for path in (_ITEMS.removesuffix("/items"), _ITEMS, f"{_ITEMS}/{{item_id}}")
+    ),
+    _act("/v1/conversations", Permission.CONVERSATIONS_WRITE, "conversation.create"),
+    _act(_ITEMS.removesuffix("/items"), Permission.CONVERSATIONS_WRITE, "conversation.set_context"),
+    _act(
+        _ITEMS.removesuffix("/items"), Permission.CONVERSATIONS_WRITE, "conversation.remove", methods=("DELETE",)
+    ),
+    _talk(_ITEMS, Permission.CONVERSATIONS_WRITE, "conversation.append"),
     _act(_TALKS, Permission.CONVERSATIONS_WRITE, "conversation.create"),
     _act(_TALK, Permission.CONVERSATIONS_WRITE, "conversation.remove", methods=("DELETE",)),
     _talk(f"{_TALK}/messages", Permission.CONVERSATIONS_WRITE, "conversation.append"),

@@ -21,6 +21,8 @@ from tests.fake_services import FakeJobs
 # Ids of things that no tenant owns: whoever may change the system may see them all.
 SHARED = {"silence_id", "file"}
 BODIES: dict[str, dict[str, Any]] = {
+    "/items": {"items": [{"role": "user", "content": "mine now"}]},
+    "/v1/conversations/{conversation_id}": {"metadata": {"stolen": "yes"}},
     "/messages": {"messages": [{"role": "user", "content": "mine now"}]},
     "/context": {"context": {"stolen": True}},
     "/fork": {},
@@ -52,6 +54,7 @@ async def tenants(app: FastAPI, client: httpx.AsyncClient, jobs: FakeJobs) -> di
             "job_id": "victims-job",
             "model": "victims-job",
             "conversation_id": said.json()["conversation_id"],
+            "item_id": "msg_1",
             "snapshot_id": cut.json()["id"],
             "key_id": victim.stored.key_id,
         },
