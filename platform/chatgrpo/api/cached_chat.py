@@ -5,20 +5,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing
+from dataclasses import replace
+from typing import Final
 
 from chatgrpo.api.guarded_chat import GuardedChat
 from chatgrpo.errors import PlatformError
-from chatgrpo.gateway.kept_replies import Asker, name_of
-from chatgrpo.gateway.reply_cache import ReplyCache
+from chatgrpo.gateway.reply_cache import Asker, Pieces, ReplyCache, name_of
 from chatgrpo.inference.deltas import ChatDelta
 from chatgrpo.inference.engine import SamplingParams
 from chatgrpo.messages import Message
 
 logger = logging.getLogger(__name__)
 
-Pieces = tuple[ChatDelta, ...]
+MAX_WARM_MODELS: Final = 1000
+"""Models whose newest questions one process remembers."""
 
 
 class CachedChat:
@@ -29,6 +32,7 @@ class CachedChat:
         self._chat = chat
         self._writing: dict[str, asyncio.Future[Pieces | None]] = {}
         self._refreshing: dict[str, asyncio.Task[None]] = {}
+        self._asked: dict[tuple[str, str], OrderedDict[str, tuple[Sequence[Message], SamplingParams]]] = {}
 
     async def kept(
         self,
@@ -43,15 +47,17 @@ class CachedChat:
         back if it may."""
         if asker is None or not self._is_for(params):
             return None
-        await self.cache.published(asker, model)
         name = name_of(asker, model, messages, params)
+        self._remember(model, messages, params, asker)
+        if await self.cache.published(asker, model) and may_refresh:
+            self._warm_up(replace(asker, conversation_id=None), model)
         while True:
             found = await self.cache.get(name)
             if found is not None:
                 self.cache.looked("hit" if found.is_fresh else "stale")
                 if not found.is_fresh and may_refresh and name not in self._refreshing:
                     self._begin_refresh(name, model, messages, params, asker)
-                return found.reply.pieces
+                return found.pieces
             writing = self._writing.get(name)
             if writing is None:
                 self.cache.looked("miss")
@@ -75,13 +81,43 @@ class CachedChat:
             async for delta in deltas:
                 yield delta
 
+    def _remember(self, model: str, messages: Sequence[Message], params: SamplingParams, asker: Asker) -> None:
+        """What was asked in a conversation is not remembered beside it: it may be forgotten any time."""
+        if not self.cache.config.warm_up or asker.conversation_id is not None:
+            return
+        asked = self._asked.setdefault((asker.tenant, model), OrderedDict())
+        # Whatever the version, the question is the same.
+        question = name_of(replace(asker, version=""), model, messages, params)
+        asked[question] = (messages, params)
+        asked.move_to_end(question)
+        if len(asked) > self.cache.config.warm_up:
+            asked.popitem(last=False)
+        if len(self._asked) > MAX_WARM_MODELS:
+            del self._asked[next(iter(self._asked))]
+
+    def _warm_up(self, asker: Asker, model: str) -> None:
+        """Asks the newest questions anew, one after the other, so that people find them answered."""
+        asked = list(self._asked.get((asker.tenant, model), {}).values())
+
+        async def ask_all() -> None:
+            for messages, params in reversed(asked):
+                name = name_of(asker, model, messages, params)
+                if await self.cache.get(name) is None and name not in self._writing:
+                    await self._refresh(name, model, messages, params, asker)
+
+        if asked:
+            self._keep_running(f"warm-up {asker.tenant} {model}", ask_all())
+
     def _is_for(self, params: SamplingParams) -> bool:
         return self.cache.is_on and params.temperature == 0
 
     def _begin_refresh(
         self, name: str, model: str, messages: Sequence[Message], params: SamplingParams, asker: Asker
     ) -> None:
-        task = asyncio.create_task(self._refresh(name, model, messages, params, asker))
+        self._keep_running(name, self._refresh(name, model, messages, params, asker))
+
+    def _keep_running(self, name: str, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
         self._refreshing[name] = task
         task.add_done_callback(lambda _: self._refreshing.pop(name, None))
 

@@ -21,8 +21,8 @@ from chatgrpo.api.services import Services, ServicesOf
 from chatgrpo.api.sse import Event, event_stream
 from chatgrpo.config import PlatformConfig
 from chatgrpo.errors import InvalidRequest
-from chatgrpo.gateway.kept_replies import Asker
 from chatgrpo.gateway.rate_limit import TokenHold, reserve_tokens
+from chatgrpo.gateway.reply_cache import Asker
 from chatgrpo.inference.deltas import ChatDelta
 from chatgrpo.inference.engine import SamplingParams
 

@@ -26,8 +26,8 @@ from chatgrpo.api.replies import Replies, RepliesOf
 from chatgrpo.api.services import Services, ServicesOf
 from chatgrpo.api.sse import Event, event_stream
 from chatgrpo.errors import InvalidRequest, NotFound
-from chatgrpo.gateway.kept_replies import Asker
 from chatgrpo.gateway.rate_limit import TokenHold, reserve_tokens
+from chatgrpo.gateway.reply_cache import Asker
 from chatgrpo.inference.deltas import ChatDelta, TokenLogprob
 from chatgrpo.inference.engine import SamplingParams
 from chatgrpo.messages import Message, Role

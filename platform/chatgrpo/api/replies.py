@@ -12,7 +12,7 @@ from starlette.requests import HTTPConnection
 
 from chatgrpo.api.cached_chat import CachedChat
 from chatgrpo.errors import Overloaded, Unavailable
-from chatgrpo.gateway.kept_replies import Asker
+from chatgrpo.gateway.reply_cache import Asker
 from chatgrpo.inference.deltas import ChatDelta
 from chatgrpo.inference.engine import SamplingParams
 from chatgrpo.messages import Message

@@ -33,6 +33,9 @@ class RouteConfig(BaseModel):
     cache_ttl: float = Field(
         0.0, ge=0, le=86400, description="Seconds for which the answer to a GET is told again to its tenant; 0: never."
     )
+    cache_stale: float = Field(
+        0.0, ge=0, le=86400, description="Seconds after cache_ttl in which it still is, while it is made anew."
+    )
     rate_limit: int | None = Field(None, ge=1, description="Requests a minute of one caller; null: only `limits`.")
     max_body_bytes: int | None = Field(None, ge=1, description="Largest body; null: the platform's max_body_bytes.")
     successor: str | None = Field(
@@ -106,6 +109,9 @@ class ReplyCacheConfig(BaseModel):
         300.0, ge=0, description="Seconds after that in which it still is, while it is being written anew."
     )
     max_bytes: int = Field(64 * 2**20, ge=1, description="Memory for them in each replica of the API.")
+    warm_up: int = Field(
+        0, ge=0, le=1000, description="Newest questions of each model that are asked anew once it is published anew."
+    )
 
 
 class GatewayConfig(BaseModel):

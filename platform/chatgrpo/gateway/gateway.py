@@ -8,7 +8,6 @@ app = gateway.protect(my_asgi_app)          # or FastAPI(middleware=gateway.midd
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 
 from starlette.middleware import Middleware
@@ -33,16 +32,19 @@ from chatgrpo.gateway.header_limit import HeaderLimit
 from chatgrpo.gateway.hosts import AllowedHosts, hosts_of
 from chatgrpo.gateway.idempotency import Idempotency
 from chatgrpo.gateway.kept_answers import KeptAnswers
+from chatgrpo.gateway.kept_cache import KeptCache
 from chatgrpo.gateway.key_format import read_pepper
 from chatgrpo.gateway.rate_limit import RateLimit
+from chatgrpo.gateway.reply_cache import PREFIX as REPLIES
 from chatgrpo.gateway.reply_cache import ReplyCache
-from chatgrpo.gateway.response_cache import CacheStore, ResponseCache
+from chatgrpo.gateway.response_cache import MAX_BYTES, ResponseCache
+from chatgrpo.gateway.response_cache import PREFIX as ANSWERS
 from chatgrpo.gateway.response_headers import ResponseHeaders
 from chatgrpo.gateway.routes import RequireRow, RouteTable
 from chatgrpo.gateway.shared_store import SharedStore
 from chatgrpo.gateway.shedding import ShedFirst
 from chatgrpo.gateway.threats import ThreatWatch, TurnAway
-from chatgrpo.monitoring.catalog import GIVEN_UP
+from chatgrpo.monitoring.catalog import CACHE_LOOKUPS, GIVEN_UP
 from chatgrpo.monitoring.meters import Meter
 from chatgrpo.monitoring.requests import MeasureRequests, RequestMetrics
 from chatgrpo.resilience.ladder import Ladder
@@ -81,9 +83,13 @@ class Gateway:
         self.store = SharedStore(lambda: open_store(redis_url or home / STATE_DB), clock=clock)
         registry = self.metrics.registry if self.metrics else None
         self.threats = ThreatWatch(self.config.threats, clock=clock, registry=registry)
-        self.cache = CacheStore(clock, registry=registry)
-        looked = partial(self.cache.looked, tier="reply")
-        self.replies = ReplyCache(self.config.reply_cache, clock=clock, looked=looked, redis_url=redis_url)
+        lookups = Meter(CACHE_LOOKUPS, registry, None)
+        self._looked = lambda result: lookups.inc(tier="response", result=result)
+        self.cache = KeptCache.of(redis_url, prefix=ANSWERS, clock=clock, max_bytes=MAX_BYTES)
+        replies = KeptCache.of(redis_url, prefix=REPLIES, clock=clock, max_bytes=self.config.reply_cache.max_bytes)
+        self.replies = ReplyCache(
+            self.config.reply_cache, replies, looked=lambda result: lookups.inc(tier="reply", result=result)
+        )
         resilience = self.config.resilience
         given_up = Meter(GIVEN_UP, registry, None)
         self.ladder = Ladder(resilience.ladder, gave_up=lambda kind: given_up.inc(kind=kind))
@@ -126,7 +132,7 @@ class Gateway:
                 Middleware(Authenticate, keyring=self.keyring, always=always),
                 Middleware(RateLimit, rules=self.config.limits, counters=self.counters),
                 Middleware(ShedFirst, ladder=self.ladder),
-                Middleware(ResponseCache, store=self.cache),
+                Middleware(ResponseCache, kept=self.cache, looked=self._looked),
             ]
             once = Middleware(Idempotency, answers=self.kept_answers, max_body_bytes=self._max_body_bytes)
             return [*found, Middleware(Deadline), once]
@@ -134,7 +140,8 @@ class Gateway:
 
     async def close(self) -> None:
         await self.counters.close()
-        await self.replies.close()
+        await self.cache.close()
+        await self.replies.kept.close()
         await self.store.close()
 
     def protect(self, app: ASGIApp) -> ASGIApp:

@@ -1,111 +1,114 @@
-"""Greedy replies told again: this process's memory first, then Redis where there is one. A cache that fails is a cache
-that knows nothing."""
+"""Greedy replies told again. A reply belongs to one tenant and to one version of one model; both are in what it is
+found by, so it can be told to nobody else, whatever else goes wrong."""
 
 from __future__ import annotations
 
-import logging
+import hashlib
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
 
-from chatgrpo.clock import Clock
-from chatgrpo.errors import PlatformError
 from chatgrpo.gateway.config import ReplyCacheConfig
-from chatgrpo.gateway.kept_replies import Asker, KeptReply, MemoryReplies, RedisReplies, ReplyStore, tag, tags_of
+from chatgrpo.gateway.kept_cache import KeptCache, Lifetime
 from chatgrpo.inference.deltas import ChatDelta
-
-logger = logging.getLogger(__name__)
+from chatgrpo.inference.engine import FinishReason, SamplingParams
+from chatgrpo.messages import Message
 
 MAX_VERSIONS: Final = 10_000
 """Models whose published version one process remembers."""
+PREFIX: Final = "chatgrpo:reply:"
+"""In Redis."""
+
+Pieces = tuple[ChatDelta, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asker:
+    """For whom a reply is written, and by what. `version` changes with everything that is published under the name of
+    the model. `conversation_id`: what takes the reply along when it is forgotten."""
+
+    tenant: str
+    version: str
+    conversation_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """`is_fresh`: told as it is. A stale reply is told too, and written anew behind the teller's back."""
-
-    reply: KeptReply
+class FoundReply:
+    pieces: Pieces
     is_fresh: bool
 
 
 class ReplyCache:
     """`looked(result)` counts: hit, stale, shared (waited for another's) or miss."""
 
-    def __init__(
-        self,
-        config: ReplyCacheConfig,
-        *,
-        clock: Clock,
-        looked: Callable[[str], None],
-        redis_url: str | None = None,
-    ) -> None:
-        self._config = config
-        self._clock = clock
-        self._memory = MemoryReplies(config.max_bytes)
-        self._shared: ReplyStore | None = RedisReplies(redis_url) if redis_url and config.ttl_s else None
-        self._versions: dict[tuple[str, str], str] = {}
+    def __init__(self, config: ReplyCacheConfig, kept: KeptCache, *, looked: Callable[[str], None]) -> None:
+        self.config = config
+        self.kept = kept
         self.looked = looked
+        self._life = Lifetime(ttl_s=config.ttl_s, stale_s=config.stale_s)
+        self._versions: dict[tuple[str, str], str] = {}
 
     @property
     def is_on(self) -> bool:
-        return self._config.ttl_s > 0
+        return self.config.ttl_s > 0
 
-    async def get(self, name: str) -> Found | None:
-        reply = await self._memory.get(name)
-        if reply is None or not self._is_fresh(reply):
-            reply = await self._from_shared(name) or reply
-        if reply is None or self._clock.now() >= reply.made_at + self._config.ttl_s + self._config.stale_s:
-            return None
-        return Found(reply, self._is_fresh(reply))
+    async def get(self, name: str) -> FoundReply | None:
+        found = await self.kept.get(name, self._life)
+        pieces = _decoded(found.body) if found else None
+        return FoundReply(pieces, found.is_fresh) if found and pieces else None
 
     async def put(self, name: str, pieces: Sequence[ChatDelta], asker: Asker, model: str) -> None:
-        reply = KeptReply(pieces=tuple(pieces), made_at=self._clock.now())
-        tags, ttl_s = tags_of(asker, model), self._config.ttl_s + self._config.stale_s
-        await self._memory.put(name, reply, tags, ttl_s=ttl_s)
-        if self._shared is not None:
-            try:
-                await self._shared.put(name, reply, tags, ttl_s=ttl_s)
-            except PlatformError as error:
-                logger.warning("a reply is kept in this process alone: %s", error.message)
+        body = json.dumps([asdict(piece) for piece in pieces], ensure_ascii=False).encode()
+        await self.kept.put(name, body, _tags_of(asker, model), self._life)
 
-    async def published(self, asker: Asker, model: str) -> None:
-        """What an older version of the model said goes. It would not be told anyhow; this gives its room back."""
+    async def published(self, asker: Asker, model: str) -> bool:
+        """True when something else than before is published under the name. What the older version said goes: it would
+        not be told anyhow, and gives its room back."""
         key = (asker.tenant, model)
         known = self._versions.get(key)
         if known == asker.version:
-            return
-        if known is not None:
-            await self.drop(tag(asker.tenant, "model", model))
+            return False
         self._versions.pop(key, None)
         self._versions[key] = asker.version
         if len(self._versions) > MAX_VERSIONS:
             del self._versions[next(iter(self._versions))]
+        if known is not None:
+            await self.kept.drop(_tag(asker.tenant, "model", model))
+        return known is not None
 
     async def forget_conversation(self, tenant: str, conversation_id: str) -> None:
         if self.is_on:
-            await self.drop(tag(tenant, "conversation", conversation_id))
+            await self.kept.drop(_tag(tenant, "conversation", conversation_id))
 
-    async def drop(self, tag: str) -> None:
-        """Here and in Redis; the memory of other processes forgets it in its time."""
-        await self._memory.drop(tag)
-        if self._shared is not None:
-            try:
-                await self._shared.drop(tag)
-            except PlatformError as error:
-                logger.warning("replies stay in Redis until their time is over: %s", error.message)
 
-    async def close(self) -> None:
-        if self._shared is not None:
-            await self._shared.close()
+def name_of(asker: Asker, model: str, messages: Sequence[Message], params: SamplingParams) -> str:
+    """What a greedy reply is found by. The seed is left out: it decides nothing at temperature 0."""
+    said = [message.to_dict() for message in messages]
+    asked = [asker.tenant, model, asker.version, said, asdict(replace(params, seed=None))]
+    text = json.dumps(asked, sort_keys=True, ensure_ascii=False)
+    return hashlib.blake2b(text.encode(), digest_size=32).hexdigest()
 
-    async def _from_shared(self, name: str) -> KeptReply | None:
-        if self._shared is None:
-            return None
-        try:
-            return await self._shared.get(name)
-        except PlatformError as error:
-            logger.warning("replies of other replicas are not told: %s", error.message)
-            return None
 
-    def _is_fresh(self, reply: KeptReply) -> bool:
-        return self._clock.now() < reply.made_at + self._config.ttl_s
+def _tags_of(asker: Asker, model: str) -> tuple[str, ...]:
+    """Within a tenant: nobody can make another's replies go."""
+    tags = [_tag(asker.tenant, "model", model)]
+    if asker.conversation_id is not None:
+        tags.append(_tag(asker.tenant, "conversation", asker.conversation_id))
+    return tuple(tags)
+
+
+def _tag(tenant: str, kind: str, name: str) -> str:
+    return json.dumps([tenant, kind, name], ensure_ascii=False)
+
+
+def _decoded(body: bytes) -> Pieces | None:
+    try:
+        return tuple(map(_piece, json.loads(body)))
+    except (ValueError, KeyError, TypeError):
+        return None  # written to Redis by another version of the platform
+
+
+def _piece(data: dict[str, Any]) -> ChatDelta:
+    reason = data.pop("finish_reason")
+    return ChatDelta(finish_reason=reason and FinishReason(reason), **data)

@@ -16,8 +16,9 @@ from ulid import ULID
 from chatgrpo.api.cached_chat import CachedChat
 from chatgrpo.errors import Unavailable
 from chatgrpo.gateway.config import ReplyCacheConfig
-from chatgrpo.gateway.kept_replies import Asker, KeptReply, MemoryReplies, RedisReplies, name_of
-from chatgrpo.gateway.reply_cache import ReplyCache
+from chatgrpo.gateway.kept import Kept, MemoryKept, RedisKept
+from chatgrpo.gateway.kept_cache import KeptCache
+from chatgrpo.gateway.reply_cache import Asker, ReplyCache, name_of
 from chatgrpo.inference.deltas import ChatDelta
 from chatgrpo.inference.engine import FinishReason, SamplingParams
 from chatgrpo.messages import Message, user
@@ -57,12 +58,12 @@ class Desk:
     """A cached chat over an author, as one replica has it."""
 
     def __init__(
-        self, author: Author, clock: FakeClock, *, ttl_s: float = 10, redis: RedisReplies | None = None
+        self, author: Author, clock: FakeClock, *, ttl_s: float = 10, warm_up: int = 0, redis: RedisKept | None = None
     ) -> None:
         self.looks: Counter[str] = Counter()
-        config = ReplyCacheConfig(ttl_s=ttl_s, stale_s=20)
-        self.cache = ReplyCache(config, clock=clock, looked=lambda result: self.looks.update([result]))
-        self.cache._shared = redis
+        kept = KeptCache(clock=clock, max_bytes=2**20, shared=redis)
+        config = ReplyCacheConfig(ttl_s=ttl_s, stale_s=20, warm_up=warm_up)
+        self.cache = ReplyCache(config, kept, looked=lambda result: self.looks.update([result]))
         self.chat = CachedChat(author, self.cache)  # type: ignore[arg-type]
 
     async def ask(
@@ -175,48 +176,61 @@ async def test_publishing_and_forgetting_make_replies_go(desk: Desk) -> None:
     await desk.ask(messages=(user("other"),))
     bob = Asker(tenant="bob", version="1", conversation_id="c")
     await desk.ask(bob)
-    memory = desk.cache._memory
+    memory = desk.cache.kept.memory
     await desk.cache.forget_conversation("ann", "c")
-    assert len(memory._kept) == 2, "bob's conversation of the same name is his"
+    assert len(memory) == 2, "bob's conversation of the same name is his"
     await desk.ask(replace(ANN, version="2"))
-    assert len(memory._kept) == 2, "what version 1 said to ann has made room"
+    assert len(memory) == 2, "what version 1 said to ann has made room"
     await desk.cache.forget_conversation("bob", "c")
-    assert len(memory._kept) == 1
+    assert len(memory) == 1
 
 
 async def test_the_least_recently_told_makes_room() -> None:
-    memory = MemoryReplies(max_bytes=3 * 68)
+    memory = MemoryKept(max_bytes=3 * 210)
     for name in "abc":
-        await memory.put(name, KeptReply(pieces=(piece(name, None),), made_at=0), ["t"], ttl_s=1)
+        await memory.put(name, Kept(body=b"x" * 10, made_at=0), ["t"], ttl_s=1)
     assert await memory.get("a")
-    await memory.put("d", KeptReply(pieces=(piece("d", None),), made_at=0), [], ttl_s=1)
+    await memory.put("d", Kept(body=b"x" * 10, made_at=0), [], ttl_s=1)
     assert [name for name in "abcd" if await memory.get(name)] == ["a", "c", "d"]
     await memory.drop("t")
-    assert (memory._num_bytes, memory._names) == (68, {})
+    assert (memory._num_bytes, memory._names) == (210, {})
+
+
+async def test_the_newest_questions_are_asked_anew_of_what_is_published(author: Author, clock: FakeClock) -> None:
+    desk = Desk(author, clock, warm_up=2)
+    for text in ("a", "b", "c"):
+        await desk.ask(messages=(user(text),))
+    await desk.ask(replace(ANN, conversation_id="c"), messages=(user("private"),))
+    newer = replace(ANN, version="2")
+    assert await desk.ask(newer, messages=(user("d"),)) == "4!"
+    await desk.refreshed()
+    assert [messages[0].content for _, messages in author.asked[5:]] == ["c"], "the newest two: c, and d that was asked"
+    assert await desk.ask(newer, messages=(user("c"),)) == "5!"
+    assert len(author.asked) == 6
 
 
 async def test_replicas_share_by_redis(author: Author, clock: FakeClock, redis_url: str) -> None:
     prefix = f"{ULID()}:"
-    first, second = (Desk(author, clock, redis=RedisReplies(redis_url, prefix=prefix)) for _ in range(2))
+    first, second = (Desk(author, clock, redis=RedisKept(redis_url, prefix=prefix)) for _ in range(2))
     assert [await first.ask(), await second.ask()] == ["0!", "0!"]
     assert await second.ask(Asker(tenant="bob", version="1")) == "1!"
     await second.cache.published(ANN, "m")
     await second.cache.published(replace(ANN, version="2"), "m")
-    shared = second.cache._shared
+    shared = second.cache.kept.shared
     assert shared is not None
     assert await shared.get(name_of(ANN, "m", HI, GREEDY)) is None
     assert await shared.get(name_of(Asker(tenant="bob", version="1"), "m", HI, GREEDY)) is not None
-    await shared._redis.set(prefix + "odd", b"{}")  # type: ignore[attr-defined]
-    assert await shared.get("odd") is None
+    await shared.put("odd", Kept(body=b"{}", made_at=clock.now()), [], ttl_s=9)
+    assert await second.cache.get("odd") is None
     for desk in (first, second):
-        await desk.cache.close()
+        await desk.cache.kept.close()
 
 
 async def test_without_redis_each_replica_goes_on(author: Author, clock: FakeClock) -> None:
-    desk = Desk(author, clock, redis=RedisReplies("redis://127.0.0.1:1/0"))
+    desk = Desk(author, clock, redis=RedisKept("redis://127.0.0.1:1/0", prefix=""))
     assert [await desk.ask(), await desk.ask()] == ["0!", "0!"]
     await desk.cache.forget_conversation("ann", "c")
-    await desk.cache.close()
+    await desk.cache.kept.close()
 
 
 ASKS = st.lists(
@@ -244,7 +258,7 @@ def test_a_reply_never_crosses_a_tenant_or_a_version(redis_url: str, asks: list[
 
 async def play(redis_url: str, asks: list[Any]) -> None:
     author, clock, prefix = Author(), FakeClock(), f"{ULID()}:"
-    desks = [Desk(author, clock, redis=RedisReplies(redis_url, prefix=prefix)) for _ in range(2)]
+    desks = [Desk(author, clock, redis=RedisKept(redis_url, prefix=prefix)) for _ in range(2)]
     written_for: dict[str, tuple[Any, ...]] = {}
     for replica, tenant, version, model, text, temperature, seconds in asks:
         clock.advance(seconds)
@@ -260,4 +274,4 @@ async def play(redis_url: str, asks: list[Any]) -> None:
             written_for[f"{number}!"] = asked_for
         assert written_for[reply] == asked_for
     for desk in desks:
-        await desk.cache.close()
+        await desk.cache.kept.close()

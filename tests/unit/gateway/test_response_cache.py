@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
+from ulid import ULID
 
+from chatgrpo.api.app import create_app
+from chatgrpo.api.services import Services
 from chatgrpo.gateway.config import RouteConfig
 from chatgrpo.gateway.gateway import Gateway
 from chatgrpo.gateway.identity import LOCAL
-from chatgrpo.gateway.response_cache import Answer, CacheStore
 from chatgrpo.gateway.roles import Permission, Role
 from tests.fake_services import FakeJobs
 from tests.fakes import FakeClock
@@ -90,10 +93,32 @@ async def test_a_crowd_asks_once(app: FastAPI, client: httpx.AsyncClient, gatewa
     assert calls == 1
 
 
-def test_the_least_recently_told_goes_first(clock: FakeClock) -> None:
-    store = CacheStore(clock, max_bytes=25)
-    for key in "ab":
-        store.put(key, Answer([], bytearray(10)), 60)
-    assert store.get("a")
-    store.put("c", Answer([], bytearray(10)), 60)
-    assert [key for key in "abc" if store.get(key)] == ["a", "c"]
+async def test_a_stale_answer_is_told_while_it_is_made_anew(
+    client: httpx.AsyncClient, gateway: Gateway, jobs: FakeJobs, clock: FakeClock
+) -> None:
+    gateway.add_route(RouteConfig(path="/api/v2/jobs", cache_ttl=10, cache_stale=60, permission=Permission.JOBS_READ))
+    seen = []
+    for name in "abcd":
+        jobs.put(name)
+        answer = await client.get("/api/v2/jobs")
+        seen.append((answer.headers["x-cache"], len(answer.json()["jobs"])))
+        await asyncio.gather(*(task for task in asyncio.all_tasks() if task.get_coro().__name__ == "_make"))
+        clock.advance({"a": 10, "b": 5, "c": 70, "d": 0}[name])
+    assert seen == [("miss", 1), ("stale", 1), ("hit", 2), ("miss", 4)]
+
+
+async def test_replicas_share_answers_by_redis(services: Services, redis_url: str, jobs: FakeJobs) -> None:
+    config = services.config.model_copy(update={"redis_url": redis_url})
+    apps = [create_app(replace(services, config=config)) for _ in range(2)]
+    jobs.put("a", owner=str(ULID()))
+    seen = []
+    for app in apps:
+        gateway: Gateway = app.state.gateway
+        gateway.add_route(RouteConfig(path="/api/v2/jobs", cache_ttl=10, permission=Permission.JOBS_READ))
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://platform") as client:
+            answer = await client.get("/api/v2/jobs?limit=7&state=running")
+            seen.append((answer.headers["x-cache"], answer.json()))
+        await gateway.close()
+    assert [result for result, _ in seen] == ["miss", "hit"]
+    assert seen[0][1] == seen[1][1]
