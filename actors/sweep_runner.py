@@ -39,6 +39,7 @@ TrainRun = Callable[..., dict[str, Any]]
 """train_grpo.run"""
 
 _WATCH_S = 0.5
+_TRIAL_RETRIES = 2
 
 
 def run_sweep(
@@ -78,6 +79,8 @@ def run_sweep(
                 name=home.name,
                 storage_path=str(folder.path),
                 callbacks=[TableKeeper(sweep_id, Table(sweep.metric, sweep.mode), platform.runs_dir)],
+                # By Tune, from the trial's newest checkpoint; mistakes of the user are not tried again (see `trial`).
+                failure_config=tune.FailureConfig(max_failures=_TRIAL_RETRIES),
                 verbose=0,
             ),
         )
@@ -122,8 +125,13 @@ class TableKeeper(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         # Tune calls it complete also when its scheduler ended it; only a run that reached its end leaves a result.
-        reached = RunFolder.of(self._runs_dir, run_id(self._sweep_id, trial.trial_id)).read_result() is not None
-        self._table.end(trial.trial_id, TrialState.COMPLETED if reached else TrialState.STOPPED)
+        result = RunFolder.of(self._runs_dir, run_id(self._sweep_id, trial.trial_id)).read_result()
+        if result is None:
+            self._table.end(trial.trial_id, TrialState.STOPPED)
+        elif result["status"] == "failed":
+            self._table.end(trial.trial_id, TrialState.FAILED, result["error"])
+        else:
+            self._table.end(trial.trial_id, TrialState.COMPLETED)
         self._table.save(self._path)
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
@@ -175,7 +183,8 @@ def _trial_function(
         except Exception as error:
             cause, message = explain(error)
             folder.write_result({"status": "failed", "error": message, "cause": cause})
-            raise
+            if cause != "user":
+                raise
 
     return trial
 
