@@ -23,7 +23,7 @@ import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.serve import Deployment
-from ray.serve.config import RequestRouterConfig
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
@@ -122,6 +122,7 @@ def build_api(platform: PlatformConfig) -> serve.Application:
             request_routing_stats_period_s=2.0,
         ),
         ray_actor_options={"runtime_env": {"env_vars": _thread_env(platform.chat_threads)}},
+        **_scaling(platform),
     ).bind(platform)
     return _deployment(Api, max_ongoing_requests=1000).bind(platform, chat)
 
@@ -142,6 +143,15 @@ def _deployment(replica: type, *, ray_actor_options: Mapping[str, Any] | None = 
         **options,
     )
     return cast(Deployment, made)
+
+
+def _scaling(platform: PlatformConfig) -> dict[str, Any]:
+    """Serve's autoscaling on the platform's own advice, where that is to be applied."""
+    if not platform.advice.apply:
+        return {}
+    policy = AutoscalingPolicy(policy_function="actors.scaling_policy:advised")
+    bounds = {"min_replicas": platform.advice.min_replicas, "max_replicas": platform.advice.max_replicas}
+    return {"autoscaling_config": AutoscalingConfig(**bounds, policy=policy)}
 
 
 def _thread_env(num_threads: int) -> dict[str, str]:

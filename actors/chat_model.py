@@ -22,6 +22,7 @@ from chatgrpo.inference.chat_runner import ChatRunner, Speaker
 from chatgrpo.inference.deltas import ChatDelta
 from chatgrpo.inference.engine import SamplingParams
 from chatgrpo.messages import Message
+from chatgrpo.monitoring.catalog import MODEL_REPLICAS
 from chatgrpo.monitoring.history import Row
 from chatgrpo.monitoring.merging import rows_of
 from chatgrpo.monitoring.process import observe_process
@@ -99,6 +100,7 @@ class ChatModel:
     def _rows(self) -> list[Row]:
         runner = self._runner
         return [
+            (MODEL_REPLICAS.sample_name, {}, 1.0),
             *rows_of(registry_of(of_chat(runner.status()))),
             *cache_rows("model", num_hits=runner.num_hits, num_misses=runner.num_misses),
         ]

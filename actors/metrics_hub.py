@@ -13,11 +13,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.names import METRICS_HUB, NAMESPACE
 from actors.ray_metrics import RayMetrics
+from actors.scaling_policy import say_advised
 from chatgrpo.clock import SystemClock
 from chatgrpo.config import PlatformConfig
 from chatgrpo.errors import PlatformError, Unavailable
+from chatgrpo.monitoring.advisor import Advisor
 from chatgrpo.monitoring.alert_config import load_alerts
 from chatgrpo.monitoring.history import Row
+from chatgrpo.monitoring.load_log import LoadLog
 from chatgrpo.monitoring.monitor import Monitor
 from chatgrpo.monitoring.notify import Notifier
 from chatgrpo.monitoring.process import observe_process
@@ -36,8 +39,11 @@ class MetricsHub:
         observe_process(platform, "hub")
         config, clock = load_alerts(platform.alerts_config), SystemClock()
         silences = SilenceFile(platform.home / "silences.json")
+        advisor = Advisor(platform.advice, LoadLog(platform.home / "load.jsonl"))
         notify = Notifier(config.handlers, clock=clock)
-        self._monitor = Monitor(config, clock=clock, notify=notify, tick_on_report=False, silence_file=silences)
+        self._monitor = Monitor(
+            config, clock=clock, notify=notify, tick_on_report=False, silence_file=silences, advisor=advisor
+        )
         self._ray_metrics = RayMetrics()
         self._tick_s = config.tick_s
         self._loop = asyncio.get_running_loop().create_task(self._tick_forever())
@@ -51,6 +57,8 @@ class MetricsHub:
             try:
                 await self._monitor.tick()
                 self._ray_metrics.show(await self._monitor.rows())
+                if self._monitor.advisor.config.apply:
+                    say_advised(self._monitor.advisor.advice)
             except Exception:
                 # A rule that cannot be looked at must not silence all others for good.
                 logger.exception("tick failed")
@@ -84,6 +92,9 @@ class MonitorClient:
 
     async def rows(self) -> list[Row]:
         return cast(list[Row], await self._ask("rows"))
+
+    async def advice(self) -> Json:
+        return cast(Json, await self._ask("advice"))
 
     async def alerts(self) -> list[Json]:
         return cast(list[Json], await self._ask("alerts"))

@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from chatgrpo.errors import InvalidRequest
 from chatgrpo.gateway.config import GatewayConfig
+from chatgrpo.monitoring.advice_config import AdviceConfig
 from chatgrpo.state.config import StateConfig
 
 
@@ -88,6 +89,7 @@ class PlatformConfig(BaseSettings):
     gateway: GatewayConfig = Field(default_factory=GatewayConfig, description="Keys, hosts, routes and their limits.")
     state: StateConfig = Field(default_factory=StateConfig, description="Conversations: guarantees, cache, limits.")
     alerts_config: Path | None = Field(None, description="YAML file with alert rules; empty: those that are shipped.")
+    advice: AdviceConfig = Field(default_factory=AdviceConfig, description="What scaling is advised, and prices.")
     otlp_endpoint: str | None = Field(
         None, pattern=r"^https?://\S+$", description="Collector for traces, e.g. http://127.0.0.1:4318; empty: none."
     )

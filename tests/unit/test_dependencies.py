@@ -35,6 +35,7 @@ ALLOWED = {
     # The platform's settings hold those of its chapters.
     ("config", "chatgrpo.gateway.config"),
     ("config", "chatgrpo.state.config"),
+    ("config", "chatgrpo.monitoring.advice_config"),
     # A job request and a YAML file are the same object.
     ("api", "chatgrpo.training.config"),
     ("jobs", "chatgrpo.training.config"),

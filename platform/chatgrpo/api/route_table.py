@@ -121,6 +121,7 @@ ROUTES: tuple[RouteConfig, ...] = (
     _act(f"{_SNAPSHOTS}/{{snapshot_id}}", Permission.CONVERSATIONS_WRITE, "snapshot.remove", methods=("DELETE",)),
     _read("/api/v2/models", Permission.MODELS_READ),
     *(_read(path, Permission.SYSTEM_READ) for path in ("/api/v2/metrics", "/api/v2/system/status", "/metrics")),
+    _read("/api/v2/advice", Permission.SYSTEM_READ),
     *(_read(path, Permission.SYSTEM_READ) for path in (_ALERTS, f"{_ALERTS}/silences")),
     _act(f"{_ALERTS}/silences", Permission.SYSTEM_WRITE, "alerts.silence"),
     _act(f"{_ALERTS}/silences/{{silence_id}}", Permission.SYSTEM_WRITE, "alerts.unsilence", methods=("DELETE",)),

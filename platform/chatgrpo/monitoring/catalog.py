@@ -104,6 +104,7 @@ LIVE_READERS_DROPPED = _counter("live_readers_dropped", "Sockets closed because 
 COMPONENT_UP = _gauge("component_up", "1 when the component answers.", "component")
 JOBS = _gauge("jobs", "Jobs by state.", "state")
 CHAT_REQUESTS = _gauge("chat_requests", "Replies being written.", merge=Merge.SUM)
+MODEL_REPLICAS = _gauge("model_replicas", "Chat replicas that run.", merge=Merge.SUM)
 CHAT_TOKENS = _counter("chat_tokens", "Tokens sampled for chat.")
 
 # What it is for

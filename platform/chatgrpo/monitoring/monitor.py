@@ -11,8 +11,11 @@ from ulid import ULID
 
 from chatgrpo.clock import Clock
 from chatgrpo.errors import NotFound
+from chatgrpo.monitoring.advice_config import AdviceConfig
+from chatgrpo.monitoring.advisor import Advisor
 from chatgrpo.monitoring.alert_config import Absence, AlertsConfig, All, BurnRate, Condition
 from chatgrpo.monitoring.alerts import Alert, Silence, look
+from chatgrpo.monitoring.analytics import WINDOWS_S
 from chatgrpo.monitoring.history import STALE_S, History, Labels, Row
 from chatgrpo.monitoring.merging import Merged
 from chatgrpo.monitoring.silence_file import SilenceFile
@@ -32,6 +35,10 @@ class MonitorService(Protocol):
 
     async def rows(self) -> list[Row]:
         """The figures of all processes that reported lately, merged."""
+        ...
+
+    async def advice(self) -> Json:
+        """Figures over windows, what they cost, what will be needed and why."""
         ...
 
     async def alerts(self) -> list[Json]:
@@ -63,12 +70,14 @@ class Monitor:
         notify: Notify | None = None,
         tick_on_report: bool = True,
         silence_file: SilenceFile | None = None,
+        advisor: Advisor | None = None,
     ) -> None:
         self._config, self._clock, self._notify = config, clock, notify
         self._tick_on_report = tick_on_report
         self._merged = Merged(from_zero=tick_on_report)
         windows = [reach(rule.when) for rule in config.rules]
-        self._history = History(keep_s=max([STALE_S, *windows]) * 1.1)
+        self._history = History(keep_s=max([STALE_S, *WINDOWS_S.values(), *windows]) * 1.1)
+        self.advisor = advisor or Advisor(AdviceConfig())
         self._active: dict[tuple[str, Labels], Alert] = {}
         self._silence_file = silence_file
         self._silences: dict[str, Silence] = {s.id: s for s in (silence_file.load() if silence_file else ())}
@@ -95,6 +104,10 @@ class Monitor:
             )
         if told and self._notify is not None:
             await self._notify(told)
+        await self.advisor.observe(self._history, now)
+
+    async def advice(self) -> Json:
+        return self.advisor.view(self._history, self._clock.now())
 
     async def alerts(self) -> list[Json]:
         grave = {"critical": 0, "warning": 1, "info": 2}
