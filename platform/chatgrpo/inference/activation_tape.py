@@ -2,8 +2,8 @@
 
 While the policy has not moved, the forward that sampled a token is the forward that its gradient needs. A tape has a
 slot for every token that went through the model: of a prompt once for its whole group, of a reply token by token. What
-a layer leaves is its input x, rotated queries, keys and values, what attention returned, the stream between attention
-and MLP, and the two projections of the MLP; everything else follows from these without a matrix product.
+a layer leaves is its input x, rotated queries, keys and values, the stream between attention and MLP, and the two
+projections of the MLP; everything else follows from these without a product with a weight.
 
 A tape has a budget. When it is used up, later tokens are not kept, and whoever looks for them gets None: they are
 computed again. Memory is touched as it is written, so a large budget that is not needed costs nothing.
@@ -26,7 +26,6 @@ _BLOCK_TOKENS = 1024
 class _Widths:
     x: int
     qkv: int
-    attended: int
     gate_up: int
     num_layers: int
 
@@ -41,7 +40,6 @@ class _Block:
         count = widths.num_layers
         self.x = field(count + 1, widths.x)
         self.qkv = field(count, widths.qkv)
-        self.attended = field(count, widths.attended)
         self.middle = field(count, widths.x)
         self.gate_up = field(count, widths.gate_up)
         self.num_tokens = num_tokens
@@ -54,11 +52,10 @@ class Recorder:
     block: _Block
     tokens: slice
 
-    def layer(self, index: int, *, x: Tensor, qkv: Tensor, attended: Tensor, middle: Tensor, gate_up: Tensor) -> None:
+    def layer(self, index: int, *, x: Tensor, qkv: Tensor, middle: Tensor, gate_up: Tensor) -> None:
         block, tokens = self.block, self.tokens
         block.x[index, tokens] = x
         block.qkv[index, tokens] = qkv
-        block.attended[index, tokens] = attended
         block.middle[index, tokens] = middle
         block.gate_up[index, tokens] = gate_up
 
@@ -73,7 +70,6 @@ class Activations:
 
     x: Tensor
     qkv: Tensor
-    attended: Tensor
     middle: Tensor
     gate_up: Tensor
 
@@ -92,7 +88,7 @@ class Recording:
             first += block.num_tokens
 
     def layer(self, index: int) -> Activations:
-        return Activations(*(self._take(name, index) for name in ("x", "qkv", "attended", "middle", "gate_up")))
+        return Activations(*(self._take(name, index) for name in ("x", "qkv", "middle", "gate_up")))
 
     def last(self) -> Tensor:
         return self._take("x", -1)
@@ -119,7 +115,6 @@ class ActivationTape:
         self._widths = _Widths(
             x=weights.hidden_size,
             qkv=(weights.num_heads + 2 * weights.num_kv_heads) * weights.head_dim,
-            attended=weights.num_heads * weights.head_dim,
             gate_up=2 * weights.intermediate_size,
             num_layers=len(weights.layers),
         )
@@ -134,7 +129,7 @@ class ActivationTape:
     def bytes_per_token(weights: LlamaWeights) -> int:
         width = (
             2 * weights.hidden_size
-            + (2 * weights.num_heads + 2 * weights.num_kv_heads) * weights.head_dim
+            + (weights.num_heads + 2 * weights.num_kv_heads) * weights.head_dim
             + 2 * weights.intermediate_size
         )
         return 4 * (len(weights.layers) * width + weights.hidden_size)

@@ -32,18 +32,20 @@ class Prefix:
 
 @dataclass(frozen=True, slots=True)
 class SavedRow:
-    """A row that left the batch: KLD a layer, after its prefix."""
+    """A row that left the batch: layers x KLD, after its prefix."""
 
-    keys: list[Tensor]
-    values: list[Tensor]
+    keys: Tensor
+    values: Tensor
 
 
 class KVCache:
+    """All layers are one tensor each of keys and values: memory that is given back as a whole leaves no holes."""
+
     def __init__(self, num_layers: int, dtype: torch.dtype, device: torch.device) -> None:
         self.num_layers = num_layers
         self._dtype, self._device = dtype, device
-        self.keys: list[Tensor] = [torch.empty(0)] * num_layers  # each SKLD
-        self.values: list[Tensor] = [torch.empty(0)] * num_layers
+        self._keys: Tensor | None = None  # layers x SKLD, made at the first use: only the model knows K and D
+        self._values: Tensor | None = None
         self.num_rows = 0
         self.max_length = 0
 
@@ -53,48 +55,46 @@ class KVCache:
             return
         self.num_rows = max(self.num_rows, -(-num_rows // _ROW_STEP) * _ROW_STEP)
         self.max_length = max(self.max_length, -(-max_length // _LENGTH_STEP) * _LENGTH_STEP)
-        for tensors in (self.keys, self.values):
-            for layer, old in enumerate(tensors):
-                if old.numel():
-                    tensors[layer] = self._grown(old)
+        if self._keys is not None and self._values is not None:
+            self._keys, self._values = self._grown(self._keys), self._grown(self._values)
 
     def layer(self, layer: int, num_heads: int, head_dim: int) -> tuple[Tensor, Tensor]:
-        """The layer's (keys, values), allocated at its first use because only the model knows their shape."""
-        if not self.keys[layer].numel():
-            # Zeros, not garbage: a masked key still meets a weight of 0, and 0 * NaN is NaN.
-            shape = (self.num_rows, num_heads, self.max_length, head_dim)
-            self.keys[layer] = torch.zeros(shape, dtype=self._dtype, device=self._device)
-            self.values[layer] = torch.zeros(shape, dtype=self._dtype, device=self._device)
-        return self.keys[layer], self.values[layer]
+        """The layer's (keys, values), SKLD."""
+        if self._keys is None or self._values is None:
+            self._keys, self._values = self._empty(num_heads, head_dim), self._empty(num_heads, head_dim)
+        return self._keys[layer], self._values[layer]
 
     def move(self, source: int, target: int, length: int) -> None:
         """Row `source` replaces row `target`."""
-        for tensors in (self.keys, self.values):
-            for held in tensors:
-                if held.numel():
-                    held[target, :, :length] = held[source, :, :length]
+        for held in self._both():
+            held[:, target, :, :length] = held[:, source, :, :length]
 
     def save(self, row: int, length: int) -> SavedRow:
-        return SavedRow(
-            [held[row, :, :length].clone() for held in self.keys],
-            [held[row, :, :length].clone() for held in self.values],
-        )
+        keys, values = (held[:, row, :, :length].clone() for held in self._both())
+        return SavedRow(keys, values)
 
     def restore(self, row: int, saved: SavedRow) -> None:
-        for layer, (key, value) in enumerate(zip(saved.keys, saved.values, strict=True)):
-            keys, values = self.layer(layer, key.shape[0], key.shape[2])
-            keys[row, :, : key.shape[1]] = key
-            values[row, :, : value.shape[1]] = value
+        _, num_heads, length, head_dim = saved.keys.shape
+        self.layer(0, num_heads, head_dim)
+        for held, kept in zip(self._both(), (saved.keys, saved.values), strict=True):
+            held[:, row, :, :length] = kept
 
     def release(self) -> None:
         """Gives the memory back; only for an idle engine."""
-        self.keys = [torch.empty(0)] * self.num_layers
-        self.values = [torch.empty(0)] * self.num_layers
+        self._keys = self._values = None
         self.num_rows = self.max_length = 0
 
+    def _both(self) -> tuple[Tensor, ...]:
+        return () if self._keys is None or self._values is None else (self._keys, self._values)
+
+    def _empty(self, num_heads: int, head_dim: int) -> Tensor:
+        # Zeros, not garbage: a masked key still meets a weight of 0, and 0 * NaN is NaN.
+        shape = (self.num_layers, self.num_rows, num_heads, self.max_length, head_dim)
+        return torch.zeros(shape, dtype=self._dtype, device=self._device)
+
     def _grown(self, old: Tensor) -> Tensor:
-        new = old.new_zeros(self.num_rows, old.shape[1], self.max_length, old.shape[3])
-        new[: old.shape[0], :, : old.shape[2]] = old
+        new = self._empty(old.shape[2], old.shape[4])
+        new[:, : old.shape[1], :, : old.shape[3]] = old
         return new
 
 

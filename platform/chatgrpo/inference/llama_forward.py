@@ -60,7 +60,7 @@ def forward(
         middle_TE = layer.out.added_to(attended_T, x_TE)
         gate_up_T = layer.gate_up(rms_norm(middle_TE, layer.post_norm, weights.eps))
         if record is not None:
-            record.layer(index, x=x_TE, qkv=qkv_T, attended=attended_T, middle=middle_TE, gate_up=gate_up_T)
+            record.layer(index, x=x_TE, qkv=qkv_T, middle=middle_TE, gate_up=gate_up_T)
         gate_TF, up_TF = gate_up_T.chunk(2, -1)
         x_TE = layer.down.added_to(functional.silu(gate_TF).mul_(up_TF), middle_TE)
     if record is not None:

@@ -72,6 +72,7 @@ class Fused:
     def refresh(self) -> None:
         if not self.has_adapters:
             return
+        self._merged = None  # its memory is what the new one takes
         merged = self.weight.clone()
         for p in self.projections:
             if (adapter := p.adapter) is not None:
@@ -117,6 +118,11 @@ class LlamaWeights:
         self.final_norm: nn.Parameter = decoder.norm.weight
         self.rotary = decoder.rotary_emb
         self.layers = [self._layer(layer) for layer in decoder.layers]
+        # A loaded model is a mapped file; with the last parameter that points into it, its pages leave memory.
+        fused = {p.base.weight.data_ptr() for layer in self.layers for site in layer.sites() for p in site.projections}
+        for parameter in causal_lm.parameters():
+            if parameter.data_ptr() not in fused:
+                parameter.data = parameter.data.clone()
         self._head = causal_lm.get_output_embeddings()
         self._head_adapter = Projection(self._head, 0, 0).adapter
         self._merged_head: Tensor | None = None

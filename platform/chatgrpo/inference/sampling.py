@@ -70,7 +70,7 @@ def _draw(weights_NV: Tensor, uniform_N: Tensor) -> Tensor:
     num_rows, vocabulary = weights_NV.shape
     chunks_NKC = pad(weights_NV, (0, -vocabulary % _CHUNK)).view(num_rows, -1, _CHUNK)
     ends_NK = chunks_NKC.sum(-1).cumsum(-1)
-    total_N1 = ends_NK[:, -1:]
+    total_N1 = ends_NK[:, -1:].contiguous()
     wanted_N1 = uniform_N[:, None] * total_N1
     last_chunk_N1 = torch.searchsorted(ends_NK, total_N1)
     chunk_N1 = torch.minimum(torch.searchsorted(ends_NK, wanted_N1, right=True), last_chunk_N1)

@@ -44,8 +44,7 @@ def _layer_backward(
 ) -> Tensor:
     layer = weights.layers[index]
     d_middle = dx + _mlp_backward(layer, weights.eps, kept, dx)
-    d_attended = _project_back(layer.out, kept.attended, d_middle)
-    d_qkv = _attention_backward(weights, index, layout, kept.qkv, d_attended)
+    d_qkv = _attention_backward(weights, index, layout, kept.qkv, d_middle)
     heads = weights.num_heads + weights.num_kv_heads
     rotary.turn_(d_qkv.view(d_qkv.shape[0], -1, weights.head_dim)[:, :heads], back=True)
     d_normed = _project_back(layer.qkv, rms_norm(kept.x, layer.input_norm, weights.eps), d_qkv)
@@ -67,13 +66,15 @@ def _mlp_backward(layer: Layer, eps: float, kept: Activations, dy: Tensor) -> Te
     return _norm_backward(kept.middle, layer.post_norm, eps, d_normed)
 
 
-def _attention_backward(weights: LlamaWeights, index: int, layout: Layout, qkv_T: Tensor, d_attended: Tensor) -> Tensor:
-    """The layout's own attention is run once more under autograd: it has no weights and is a small part of the work."""
+def _attention_backward(weights: LlamaWeights, index: int, layout: Layout, qkv_T: Tensor, d_middle: Tensor) -> Tensor:
+    """Through the output projection and attention, by the rotated queries, keys and values. The layout's own attention
+    is run once more under autograd: it has no weights and is a small part of the work."""
     heads, kv_heads = weights.num_heads, weights.num_kv_heads
     with torch.enable_grad():
         leaf = qkv_T.view(qkv_T.shape[0], -1, weights.head_dim).detach().requires_grad_()
-        out = attend(layout, index, leaf, heads, kv_heads, weights.scale)
-    (grad,) = torch.autograd.grad(out, leaf, d_attended)
+        attended = attend(layout, index, leaf, heads, kv_heads, weights.scale)
+    d_attended = _project_back(weights.layers[index].out, attended.detach(), d_middle)
+    (grad,) = torch.autograd.grad(attended, leaf, d_attended)
     return grad.flatten(1)
 
 

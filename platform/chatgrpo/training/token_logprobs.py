@@ -13,8 +13,8 @@ from torch import Tensor
 
 from chatgrpo.inference.products import linear, outer, times
 
-# Rows of logits that exist at once: 256 x 49,152 x 4 bytes is 50 MB.
-CHUNK = 256
+# Rows of logits that exist at once: 128 x 49,152 x 4 bytes is 25 MB.
+CHUNK = 128
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -55,13 +55,15 @@ class _TokenLogprobs(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias_V) if needs_bias and bias_V is not None else None
         with_entropy = bool(grad_entropy_N.any())
         for part in _chunks(hidden_ND.shape[0]):
-            log_p = _log_softmax(hidden_ND[part], weight_VD, bias_V, ctx.scale)
-            grad_z = log_p.exp()
             if with_entropy:
-                log_p = log_p.clamp(min=torch.finfo(log_p.dtype).min)
+                log_p = _log_softmax(hidden_ND[part], weight_VD, bias_V, ctx.scale)
+                grad_z = log_p.exp()
+                log_p = log_p.clamp_(min=torch.finfo(log_p.dtype).min)
                 entropy = -(grad_z * log_p).sum(-1, keepdim=True)
-                grad_z = grad_z * (-grad_logprobs_N[part, None] - grad_entropy_N[part, None] * (log_p + entropy))
+                grad_z.mul_(-grad_logprobs_N[part, None] - grad_entropy_N[part, None] * (log_p + entropy))
             else:
+                grad_z = _scaled_logits(hidden_ND[part], weight_VD, bias_V, ctx.scale)
+                torch.softmax(grad_z, -1, out=grad_z)
                 grad_z.mul_(-grad_logprobs_N[part, None])
             grad_z.scatter_add_(-1, target_N[part, None], grad_logprobs_N[part, None])
             grad_z = grad_z.mul_(ctx.scale).to(hidden_ND.dtype)
@@ -91,8 +93,11 @@ def token_logprobs(
 
 
 def _log_softmax(hidden_CD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, scale: float) -> Tensor:
-    logits = linear(hidden_CD, weight_VD.to(hidden_CD.dtype), bias_V)
-    return torch.log_softmax(logits.float() * scale, -1)
+    return torch.log_softmax(_scaled_logits(hidden_CD, weight_VD, bias_V, scale), -1)
+
+
+def _scaled_logits(hidden_CD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, scale: float) -> Tensor:
+    return linear(hidden_CD, weight_VD.to(hidden_CD.dtype), bias_V).float().mul_(scale)
 
 
 def _chunks(count: int) -> list[slice]:

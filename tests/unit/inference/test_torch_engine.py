@@ -177,7 +177,9 @@ def test_a_kept_conversation_goes_on_as_if_it_were_computed_anew(
         assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
 
 
-def test_only_what_is_new_in_a_conversation_is_computed(tiny: LoadedModel, make: Make) -> None:
+def test_only_what_is_new_in_a_conversation_is_computed(
+    tiny: LoadedModel, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = make(tiny)
     reply = play(engine, replace(request(0, PROMPTS[0], max_tokens=4, ignore_eos=True), keep=True))[0]
     seen: list[int] = []
@@ -187,7 +189,7 @@ def test_only_what_is_new_in_a_conversation_is_computed(tiny: LoadedModel, make:
         seen.append(ids.numel())
         return run(ids, *args, **kwargs)
 
-    engine._forward = counted  # type: ignore[method-assign]
+    monkeypatch.setattr(engine, "_forward", counted)
     context = (*PROMPTS[0], *reply.token_ids, 4, 9)
     play(engine, replace(request(1, context, max_tokens=2, ignore_eos=True), continues="0"))
     assert seen == [3, 1]  # the last sampled token and two new ones, then one decoded

@@ -141,7 +141,7 @@ def test_the_fast_path_learns_what_autograd_learns(
 def test_gradients_of_micro_batches_add_up(models_dir: Path) -> None:
     policy, rows = policy_of(llama(models_dir), None, fused=True), batch()
     once = learnt(policy, rows, entropy=0.0)[2]
-    policy(rows, 0.8)[0].mul(rows.advantages_N).sum().backward()  # type: ignore[no-untyped-call]
+    policy(rows, 0.8)[0].mul(rows.advantages_N).sum().backward()
     assert_same_gradients({name: p.grad / 2 for name, p in policy.trainable() if p.grad is not None}, once)
 
 
@@ -180,7 +180,7 @@ def test_changed_weights_clear_the_tape_and_merge_adapters_anew(tiny: LoadedMode
     before = policy(rows, 1.0)[0]
     with torch.no_grad():
         for _, parameter in policy.trainable():
-            parameter += 0.05
+            parameter.add_(0.05)
     policy.weights_changed()
     plain = Policy.__new__(Policy)
     plain.__dict__.update(policy.__dict__)
