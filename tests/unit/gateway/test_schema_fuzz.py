@@ -6,12 +6,14 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import schemathesis
 from fastapi import FastAPI
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
+from hypothesis.stateful import run_state_machine_as_test
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import response_schema_conformance
@@ -91,3 +93,21 @@ def test_no_request_breaks_it(
             BOUNDED(given(case=operation.as_strategy(generation_mode=mode))(check))()
         num_operations += 1
     assert num_operations > 30
+
+
+def test_no_chain_of_requests_breaks_it(described: schemathesis.BaseSchema, keys: dict[str, str]) -> None:
+    """What one answer made is read, changed and removed by the next requests, along the links of the description."""
+    headers = {"authorization": f"Bearer {keys[Role.ADMIN]}"}
+    seen: set[tuple[str, int]] = set()
+
+    class Workflow(described.as_state_machine()):  # type: ignore[misc]
+        def get_call_kwargs(self, case: schemathesis.Case) -> dict[str, Any]:
+            return {"headers": headers}
+
+        def validate_response(self, response: Any, case: schemathesis.Case, **_: Any) -> None:
+            seen.add((case.operation.path, response.status_code))
+            case.validate_response(response, checks=[not_a_server_error, response_schema_conformance], headers=headers)
+
+    run_state_machine_as_test(Workflow, settings=settings(BOUNDED, max_examples=6, stateful_step_count=5))
+    followed = [path for path, status in seen if "{" in path and status < 300]
+    assert followed, seen
