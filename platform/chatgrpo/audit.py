@@ -174,10 +174,26 @@ class AuditTrail:
         async for entry in _entries(self._store, start=await self._first_since(since)):
             if entry.at >= until or len(found) >= limit:
                 break
-            named = what is None or entry.what == what or (what.endswith(".") and entry.what.startswith(what))
-            if named and all(value in {None, getattr(entry, name)} for name, value in wanted.items()):
+            if _is_named(entry, what) and all(value in {None, getattr(entry, name)} for name, value in wanted.items()):
                 found.append(entry)
         return found
+
+    async def newest(
+        self, *, tenant: str | None = None, what: str | None = None, before: int | None = None, limit: int = 100
+    ) -> list[AuditEntry]:
+        """Entries that match, newest first; `before`: only those with a smaller number."""
+        log = await self._store.tail(TRAIL, 0)
+        end = log.head.version + 1 if log else 0
+        stop = end if before is None else min(end, before)
+        found: list[AuditEntry] = []
+        while stop > 0 and len(found) < limit:
+            start = max(0, stop - CHUNK)
+            for record in reversed(await self._store.read(TRAIL, start, stop)):
+                entry = _decode(record)
+                if _is_named(entry, what) and tenant in {None, entry.tenant}:
+                    found.append(entry)
+            stop = start
+        return found[:limit]
 
     async def anchor(self) -> Anchor:
         """The present end of the chain, to be kept where the database's owner cannot change it."""
@@ -268,6 +284,10 @@ class AuditTrail:
             )
             entries.append(AuditEntry(**entry.body(), hash=hash_of(entry, self._secret)))
         return entries
+
+
+def _is_named(entry: AuditEntry, what: str | None) -> bool:
+    return what is None or entry.what == what or (what.endswith(".") and entry.what.startswith(what))
 
 
 def hash_of(entry: AuditEntry, secret: bytes | None) -> str:

@@ -47,9 +47,15 @@ async def conversations() -> AsyncIterator[Conversations]:
 
 
 @pytest.fixture
-async def url(tmp_path: Path, jobs: FakeJobs, speaker: FakeChat, conversations: Conversations) -> AsyncIterator[str]:
+def home(tmp_path: Path) -> Path:
+    """Where the platform keeps its things."""
+    return tmp_path
+
+
+@pytest.fixture
+async def url(home: Path, jobs: FakeJobs, speaker: FakeChat, conversations: Conversations) -> AsyncIterator[str]:
     """Where the API listens."""
-    config = PlatformConfig(home=tmp_path, default_model="tiny")
+    config = PlatformConfig(home=home, default_model="tiny")
     services = Services(config=config, clock=SystemClock(), jobs=jobs, chat=speaker, conversations=conversations)
     server = uvicorn.Server(uvicorn.Config(create_app(services), port=0, log_level="warning", ws="websockets-sansio"))
     running = asyncio.create_task(server.serve())

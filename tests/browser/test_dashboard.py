@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 from playwright.async_api import Page, expect
 
+from chatgrpo.clock import SystemClock
+from chatgrpo.gateway.api_keys import Keyring
+from chatgrpo.gateway.gateway import STATE_DB
+from chatgrpo.gateway.identity import LOCAL
+from chatgrpo.gateway.key_format import read_pepper
+from chatgrpo.gateway.roles import Role
+from chatgrpo.gateway.shared_store import SharedStore
 from chatgrpo.state.conversations import Conversations
+from chatgrpo.state.stores import open_store
 from tests.fake_services import FakeChat, FakeJobs
 
 HOSTILE = [
@@ -159,3 +167,32 @@ async def test_an_outage_is_said_and_forgotten(page: Page, jobs: FakeJobs) -> No
     await expect(page.get_by_role("list", name="Alerts")).to_contain_text("the job scheduler is restarting")
     jobs.down = False
     await expect(page.get_by_role("row", name="jobs")).not_to_contain_text("unhealthy")
+
+
+async def test_an_admin_makes_a_key_and_reads_who_did_what(page: Page, url: str, home: Path) -> None:
+    store = SharedStore(lambda: open_store(home / STATE_DB), clock=SystemClock())
+    keyring = Keyring(store, pepper=read_pepper(home), clock=SystemClock())
+    key = (await keyring.create(LOCAL, name="owner", role=Role.ADMIN)).key
+    await page.goto("/#/admin")
+    await page.get_by_label("Key", exact=True).fill(key)
+    await page.get_by_role("button", name="Use this key").click()
+    await expect(page.get_by_role("row", name="owner")).to_contain_text("works")
+    await page.get_by_label("Name").fill("<img src=x onerror=window.hacked=1>")
+    await page.get_by_role("button", name="Make a key").click()
+    await expect(page.locator("code")).to_contain_text("cgk_")
+    await expect(page.get_by_role("row", name="<img")).to_contain_text("viewer")
+    await page.goto("/#/jobs")
+    await page.goto("/#/admin")
+    await expect(page.get_by_role("row", name="key.create")).to_contain_text("201")
+    assert await page.evaluate("window.hacked") is None
+    await keep(page, "admin")
+    await store.close()
+
+
+async def test_what_is_advised_is_shown_in_light_and_dark(page: Page) -> None:
+    await page.goto("/#/system")
+    await expect(page.get_by_role("list", name="Advice")).to_contain_text("Chat replicas: 1 will do")
+    await expect(page.get_by_role("row", name="Requests a second")).to_be_visible()
+    for theme in ("light", "dark"):
+        await page.evaluate("theme => document.documentElement.dataset.theme = theme", theme)
+        await keep(page, f"system-{theme}")

@@ -48,6 +48,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     snapshots.router,
     models.router,
     keys.router,
+    audit.router,
     operations.router,
     advice.router,
     alerts.router,

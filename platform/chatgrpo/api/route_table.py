@@ -128,6 +128,7 @@ ROUTES: tuple[RouteConfig, ...] = (
     RouteConfig(path="/ws/v2", methods=("WEBSOCKET",), permission=Permission.SYSTEM_READ),
     _read("/ws/v2/events", Permission.SYSTEM_READ),
     _unkept(_act("/api/v2/keys", Permission.KEYS_MANAGE, "key.create")),
+    _read("/api/v2/audit", Permission.KEYS_MANAGE),
     _read("/api/v2/keys", Permission.KEYS_MANAGE),
     _act("/api/v2/keys/{key_id}", Permission.KEYS_MANAGE, "key.revoke", methods=("DELETE",)),
     _unkept(_act("/api/v2/keys/{key_id}/rotate", Permission.KEYS_MANAGE, "key.rotate")),

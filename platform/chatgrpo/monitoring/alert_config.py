@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from string import Formatter
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -162,8 +162,17 @@ class EmailHandler(Strict):
     timeout_s: float = Field(10.0, gt=0)
 
 
+class PluginHandler(Strict):
+    """A handler of your own: an entry point of the group `chatgrpo.alert_handlers` in an installed package."""
+
+    type: Literal["plugin"] = "plugin"
+    name: str = Field(min_length=1, description="Name of the entry point.")
+    options: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of what it names.")
+    timeout_s: float = Field(10.0, gt=0)
+
+
 Handler = Annotated[
-    LogHandler | WebhookHandler | AlertmanagerHandler | EmailHandler,
+    LogHandler | WebhookHandler | AlertmanagerHandler | EmailHandler | PluginHandler,
     Field(discriminator="type"),
 ]
 

@@ -19,7 +19,15 @@ import stamina
 
 from chatgrpo.clock import Clock
 from chatgrpo.errors import InvalidRequest, PlatformError
-from chatgrpo.monitoring.alert_config import AlertmanagerHandler, EmailHandler, Handler, LogHandler, WebhookHandler
+from chatgrpo.monitoring.alert_config import (
+    AlertmanagerHandler,
+    EmailHandler,
+    Handler,
+    LogHandler,
+    PluginHandler,
+    WebhookHandler,
+)
+from chatgrpo.monitoring.alert_plugins import load_handler
 from chatgrpo.monitoring.alerts import Alert, AlertState
 from chatgrpo.monitoring.outbound import pinned
 
@@ -36,6 +44,8 @@ class Notifier:
         self, handlers: Sequence[Handler], *, clock: Clock, http: httpx.AsyncBaseTransport | None = None
     ) -> None:
         self._handlers, self._clock, self._http = handlers, clock, http
+        # Found now: a handler that is not installed must be said when the hub starts, not when something burns.
+        self._plugins = {h.name: load_handler(h) for h in handlers if isinstance(h, PluginHandler)}
 
     async def __call__(self, alerts: Sequence[Alert]) -> None:
         await asyncio.gather(*(self._isolated(handler, alerts) for handler in self._handlers))
@@ -60,8 +70,18 @@ class Notifier:
                 body = json.dumps([for_alertmanager(alert) for alert in alerts]).encode()
                 url = f"{handler.url.rstrip('/')}/api/v2/alerts"
                 await self._post(url, body, {}, handler, allow_private=True)
+            case PluginHandler():
+                await self._hand_over(handler, alerts)
             case EmailHandler():
                 await asyncio.to_thread(_mail, handler, alerts)
+
+    async def _hand_over(self, handler: PluginHandler, alerts: Sequence[Alert]) -> None:
+        try:
+            async with asyncio.timeout(handler.timeout_s):
+                await self._plugins[handler.name]([alert.to_json() for alert in alerts])
+        except Exception as error:
+            # Foreign code may raise anything; the other handlers must be told all the same.
+            logger.exception("alert handler %s failed: %s", handler.name, type(error).__name__)
 
     async def _post(
         self,

@@ -2,6 +2,7 @@
 
 import { useKey } from "./api.js";
 import { h } from "./dom.js";
+import * as admin from "./views/admin.js";
 import * as chat from "./views/chat.js";
 import * as compare from "./views/compare.js";
 import * as job from "./views/job.js";
@@ -18,6 +19,7 @@ const VIEWS = [
   [/^\/compare$/, compare],
   [/^\/chat$/, chat],
   [/^\/system$/, system],
+  [/^\/admin$/, admin],
   [/^\/new$/, submit],
 ];
 

@@ -5,13 +5,16 @@ import { h, keyed, setText, table } from "../dom.js";
 import { bytes, duration, number, percent } from "../format.js";
 import { follow } from "../live.js";
 import { listen } from "../socket.js";
+import { advice } from "./advice.js";
 
 export function show(root) {
   const alerts = h("ul", { class: "alerts", "aria-live": "polite", "aria-label": "Alerts" });
   const parts = table("Parts of the platform", ["Part", "State", "Answers in", "Message"]);
   const machine = h("div", { class: "meters" });
   const facts = h("dl", { class: "facts" });
+  const advised = advice();
   root.append(h("h1", {}, "System"), alerts, facts, h("h2", {}, "Parts"), parts.node, h("h2", {}, "Machine"), machine,
+    advised.node,
     h("p", {}, h("a", { href: "/docs" }, "API reference"), " · ", h("a", { href: "/metrics" }, "Prometheus metrics")));
   let status = null;
   let alarms = [];
@@ -35,6 +38,7 @@ export function show(root) {
   return () => {
     stop();
     deaf();
+    advised.stop();
   };
 }
 
