@@ -14,7 +14,21 @@ from fastapi.telemetry import TelemetryConfig
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 
-from chatgrpo.api import advice, alerts, chat, conversations, jobs, keys, models, openai, operations, snapshots, sweeps, train
+from chatgrpo.api import (
+    advice,
+    alerts,
+    audit,
+    chat,
+    conversations,
+    jobs,
+    keys,
+    models,
+    openai,
+    operations,
+    snapshots,
+    sweeps,
+    train,
+)
 from chatgrpo.api.body_limit import BodyLimit
 from chatgrpo.api.cached_chat import CachedChat
 from chatgrpo.api.dashboard.site import add_dashboard
