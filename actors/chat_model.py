@@ -40,6 +40,7 @@ def load_speaker(platform: PlatformConfig, name: str) -> Speaker:
     """A model by name, on the GPU if the replica has one. Raises what `models.find` raises."""
     import torch
 
+    from chatgrpo.inference.llama_weights import LlamaWeights
     from chatgrpo.inference.loading import load
     from chatgrpo.inference.torch_engine import TorchEngine
 
@@ -53,7 +54,7 @@ def load_speaker(platform: PlatformConfig, name: str) -> Speaker:
         device="cuda" if on_gpu else "cpu",
     )
     return Speaker(
-        engine=TorchEngine(loaded.model, loaded.template),
+        engine=TorchEngine(loaded.model, loaded.template, weights=LlamaWeights.of(loaded.model)),
         template=loaded.template,
         context_window=int(loaded.model.config.max_position_embeddings),
         version=name,

@@ -15,10 +15,11 @@ from rich.table import Column, Table
 from rich.text import Text
 from typer.core import TyperGroup
 
-from chatgrpo import cli_audit, cli_keys, cli_sweeps
+from chatgrpo import cli_audit, cli_keys, cli_plan, cli_sweeps
 from chatgrpo.client import DEFAULT_URL, Client
 from chatgrpo.config import load_platform_config, load_yaml
 from chatgrpo.errors import InvalidRequest, NotFound, PlatformError
+from chatgrpo.gateway.ingress import prepare_ingress
 from chatgrpo.jobs.job import JobState
 from chatgrpo.jobs.seed_request import SeedTrainRequest, is_seed_request
 from chatgrpo.overrides import apply_overrides
@@ -46,6 +47,7 @@ app = typer.Typer(
     help="Conversational agents that get better by GRPO: serve, train, chat.",
 )
 app.add_typer(cli_keys.app, name="keys")
+app.command()(cli_plan.plan)
 app.add_typer(cli_audit.app, name="audit")
 for command in (cli_sweeps.tune, cli_sweeps.sweep, cli_sweeps.sweeps):
     app.command()(command)
@@ -75,6 +77,7 @@ def serve(config: ConfigOption = None) -> None:
     On this machine alone, or on the Ray cluster that RAY_ADDRESS names.
     """
     platform = load_platform_config(config)
+    prepare_ingress(platform)
     console.print("starting the platform (about 20 seconds) ...", style="dim")
     url = f"http://{platform.host}:{platform.port}"
 

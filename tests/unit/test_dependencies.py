@@ -23,7 +23,7 @@ LAYERS = (
     {"gateway", "jobs", "rollouts"},
     {"api", "training"},
     {"client", "progress", "cli_audit", "cli_keys", "reference"},
-    {"cli_sweeps"},
+    {"cli_plan", "cli_sweeps"},
     {"top"},
     {"embedded"},
     {"cli", "demo", "compat"},

@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import logging as transformers_logging
 
 from chatgrpo.inference import models
@@ -63,6 +70,12 @@ def load(
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=ATTENTION)
     return LoadedModel(name, model.to(device).eval(), ChatTemplate(tokenizer, _eos_ids(model)))
+
+
+def model_config(name: str, models_dir: Path) -> dict[str, Any]:
+    """The fields of a base model's `config.json`. Raises what `models.find` raises."""
+    config: dict[str, Any] = AutoConfig.from_pretrained(_folder(models.find(name), models_dir)).to_dict()
+    return config
 
 
 def _eos_ids(model: Any) -> list[int] | None:

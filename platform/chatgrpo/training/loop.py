@@ -42,6 +42,7 @@ from chatgrpo.training.config import TrainConfig
 from chatgrpo.training.evaluation import Evaluation, evaluate
 from chatgrpo.training.export import export_policy
 from chatgrpo.training.learner import Learner
+from chatgrpo.training.memory_plan import ModelShape, plan
 from chatgrpo.training.optimization import Optimization, TorchOptimization
 from chatgrpo.training.policy import Policy
 from chatgrpo.training.precision import compute_dtype, device_of_rank
@@ -122,6 +123,9 @@ class Run:
             max_batch_size=config.rollout_batch_size,
             weights=self.policy.weights,
         )
+        if self.policy.weights is not None:
+            planned = plan(config, ModelShape.from_config(self.policy.causal_lm.config.to_dict()))
+            logger.info("memory planned at most peak=%.2f GB a worker", planned.peak / 1e9)
         self.cursor = DataCursor(
             num_tasks=len(self.tasks), seed=config.seed, rank=ranks.rank(), world_size=ranks.world_size()
         )

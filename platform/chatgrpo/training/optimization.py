@@ -58,7 +58,10 @@ def learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:
             return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
-def make_optimizer(config: TrainConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+def make_optimizer(
+    config: TrainConfig, parameters: list[nn.Parameter], *, fused: bool = False
+) -> torch.optim.Optimizer:
+    """`fused`: one pass over weights, gradients and moments."""
     if config.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
     return torch.optim.AdamW(
@@ -66,6 +69,7 @@ def make_optimizer(config: TrainConfig, parameters: list[nn.Parameter]) -> torch
         lr=config.learning_rate,
         betas=(config.adam_beta1, config.adam_beta2),
         weight_decay=config.weight_decay,
+        fused=fused,
     )
 
 
@@ -76,7 +80,7 @@ class TorchOptimization:
         self._policy = policy
         self._max_grad_norm = config.max_grad_norm
         self._parameters = [p for _, p in policy.trainable()]
-        self.optimizer = make_optimizer(config, self._parameters)
+        self.optimizer = make_optimizer(config, self._parameters, fused=True)
 
     @property
     def module(self) -> nn.Module:
