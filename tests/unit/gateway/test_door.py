@@ -78,7 +78,7 @@ async def test_another_tenants_ids_do_not_exist(client: httpx.AsyncClient, gatew
     assert len(rows) > 10
     bodies = {"message": "hi", "messages": [{"role": "user", "content": "x"}], "context": {}, "version": 1, "score": 1}
     for row in rows:
-        path = row.path.replace("{job_id}", "theirs").replace("{conversation_id}", talk)
+        path = row.path.replace("{job_id}", "theirs").replace("{conversation_id}", talk).replace("{item_id}", "msg_1")
         answer = await client.request(row.methods[0], path, headers=mine, json=bodies)
         assert answer.status_code in {404, 422}, (path, answer.text)
         if row.methods[0] in {"GET", "DELETE"}:
