@@ -64,6 +64,7 @@ def main() -> None:
             sampled_tokens=metrics["rollout/sampled_tokens"],
             turns=metrics["rollout/num_turns"],
             rows_trained=metrics["rows_trained"],
+            reward=metrics["reward"],
         )
         if not goes_on:
             raise SystemExit(0)

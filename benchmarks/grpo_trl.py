@@ -30,17 +30,18 @@ _REPLY = "\u2063reply\u2063"
 class Pace(TrainerCallback):
     """Makes the trainer wait for the driver between steps."""
 
-    def __init__(self, turns: Turns, tokens: list[int]) -> None:
-        self.turns, self.tokens = turns, tokens
+    def __init__(self, turns: Turns, tokens: list[int], rewards: list[float]) -> None:
+        self.turns, self.tokens, self.rewards = turns, tokens, rewards
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.turns.began()
 
     def on_step_end(self, args, state, control, **kwargs):
-        sampled = float(sum(self.tokens))
         rows = float(len(self.tokens))
+        figures = {"sampled_tokens": sum(self.tokens), "rows_trained": rows, "reward": sum(self.rewards) / rows}
         self.tokens.clear()
-        if not self.turns.done(sampled_tokens=sampled, rows_trained=rows):
+        self.rewards.clear()
+        if not self.turns.done(**figures):
             # What follows would save a model that nobody wants.
             raise SystemExit(0)
 
@@ -52,14 +53,18 @@ def main() -> None:
     tasks = [json.loads(line) for line in Path(case["tasks"]).read_text(encoding="utf-8").splitlines()]
     tasks = [tasks[i] for i in case["order"]]
     tokens: list[int] = []
+    rewards: list[float] = []
 
     def judge(prompts, completions, completion_ids, answer, last_reply=None, env_tokens=None, **kwargs):
         replies = last_reply or [completion[0]["content"] for completion in completions]
         others = env_tokens or [0] * len(replies)
         tokens.extend(len(ids) - other for ids, other in zip(completion_ids, others, strict=True))
         if case["reward"] == "spread":
-            return [spread(reply) for reply in replies]
-        return [numeric(reply, wanted) for reply, wanted in zip(replies, answer, strict=True)]
+            found = [spread(reply) for reply in replies]
+        else:
+            found = [numeric(reply, wanted) for reply, wanted in zip(replies, answer, strict=True)]
+        rewards.extend(found)
+        return found
 
     tokenizer = AutoTokenizer.from_pretrained(case["folder"])
     model = AutoModelForCausalLM.from_pretrained(case["folder"], dtype=torch.float32)
@@ -70,7 +75,7 @@ def main() -> None:
             args=arguments(case, folder, steps=len(tasks) // case["prompts"]),
             train_dataset=Dataset.from_list([{"prompt": t["messages"], "answer": t["answer"]} for t in tasks]),
             processing_class=tokenizer,
-            callbacks=[Pace(turns, tokens)],
+            callbacks=[Pace(turns, tokens, rewards)],
             peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
             if case["lora"]
             else None,
