@@ -83,7 +83,7 @@ class Idempotency:
             if answer.is_complete:
                 # Before its last byte leaves: a client that has the answer can rely on it, or try again at once.
                 is_over = True
-                await self._settle(claim, answer)
+                await self._settle(claim, answer, scope["path"])
             await send(message)
 
         renewing = asyncio.create_task(self._renew(claim))
@@ -94,13 +94,13 @@ class Idempotency:
                 await asyncio.shield(self._release(claim))
             renewing.cancel()
 
-    async def _settle(self, claim: Claim, answer: _Answer) -> None:
+    async def _settle(self, claim: Claim, answer: _Answer, path: str) -> None:
         if answer.status >= 500 or answer.status in _PASSING:
             await self._release(claim)
             return
         try:
             body = bytes(answer.body) if answer.is_small else None
-            await self.answers.keep(claim, status=answer.status, headers=answer.headers, body=body)
+            await self.answers.keep(claim, path=path, status=answer.status, headers=answer.headers, body=body)
         except (Conflict, Unavailable) as error:
             logger.warning("an answer was not kept: %s", error.message)
 

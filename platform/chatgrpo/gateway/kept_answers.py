@@ -22,7 +22,8 @@ from chatgrpo.state.store import Head, Key, Store, Write
 LEASE_S: Final = 30.0
 """How long a claim lasts that is not renewed."""
 
-_OF_CONVERSATION: Final = re.compile(rb'"(?:conversation_)?id": ?"([A-Za-z0-9._:@-]{1,128})"')
+_IN_PATH: Final = re.compile(r"/conversations/([A-Za-z0-9._:@-]{1,128})")
+_IN_BODY: Final = re.compile(rb'"(?:conversation_)?id": ?"([A-Za-z0-9._:@-]{1,128})"')
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -99,13 +100,12 @@ class KeptAnswers:
     async def renew(self, claim: Claim) -> None:
         await self._write(claim, {"status": 0}, b"", LEASE_S)
 
-    async def keep(self, claim: Claim, *, status: int, headers: Headers, body: bytes | None) -> None:
+    async def keep(self, claim: Claim, *, path: str, status: int, headers: Headers, body: bytes | None) -> None:
         """Forgotten with the conversation that it speaks of. Raises Conflict when the claim ended and another request
         has taken it."""
         shown = [[name.decode("latin-1"), value.decode("latin-1")] for name, value in headers]
         facts = {"status": status, "headers": shown, "is_whole": body is not None}
-        named = _OF_CONVERSATION.search(body or b"")
-        await self._write(claim, facts, body or b"", self._ttl_s, owner=named[1].decode() if named else "")
+        await self._write(claim, facts, body or b"", self._ttl_s, owner=_conversation_of(path, body or b""))
 
     async def release(self, claim: Claim) -> None:
         """Nothing was done that must not be done again."""
@@ -123,6 +123,14 @@ class KeptAnswers:
             head = Head(version=claim.version + 1, data=data, owner=owner, expires_at=ends_at)
             claim.seq = await store.append(claim.key, Write(head=head, records=(body,), based_on=claim.seq))
             claim.version += 1
+
+
+def _conversation_of(path: str, body: bytes) -> str:
+    """The id in the path, else the first one in the answer; empty when it speaks of none."""
+    if in_path := _IN_PATH.search(path):
+        return in_path[1]
+    in_body = _IN_BODY.search(body)
+    return in_body[1].decode() if in_body else ""
 
 
 def _decoded(head: Head, body: bytes) -> Kept:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from ulid import ULID
 
 from chatgrpo.errors import Unavailable
 from chatgrpo.gateway.circuit_store import CircuitStore
@@ -14,6 +15,7 @@ from chatgrpo.gateway.circuits import LOOK_S, Circuits
 from chatgrpo.resilience.circuit import State
 from chatgrpo.resilience.config import BreakerConfig
 from chatgrpo.state.memory import MemoryStore
+from chatgrpo.state.redis import RedisStore
 from chatgrpo.state.sqlite import SqliteStore
 from chatgrpo.state.store import Store
 from tests.fakes import FakeClock
@@ -29,10 +31,18 @@ def circuits_over(store: Store, clock: FakeClock) -> Circuits:
     return Circuits(CircuitStore(opened), config=CONFIG, clock=clock)
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "redis"])
 async def replicas(request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock) -> AsyncIterator[list[Circuits]]:
-    shared = MemoryStore()
-    stores = [shared if request.param == "memory" else SqliteStore(tmp_path / "state.db") for _ in range(3)]
+    """Three, as processes of their own would open the store."""
+    shared, prefix = MemoryStore(), f"{ULID()}:"
+    stores: list[Store] = []
+    for _ in range(3):
+        if request.param == "memory":
+            stores.append(shared)
+        elif request.param == "sqlite":
+            stores.append(SqliteStore(tmp_path / "state.db"))
+        else:
+            stores.append(await RedisStore.open(request.getfixturevalue("redis_url"), prefix=prefix))
     yield [circuits_over(store, clock) for store in stores]
     for store in stores:
         await store.close()

@@ -157,7 +157,10 @@ async def test_a_forgotten_conversation_takes_its_kept_answers_along(
             )
         found = (await client.get(TALKS)).json()["conversations"]
         assert len(found) == 2
-        assert len(await (await gateway.store()).list("local", KEPT_ANSWERS)) == 2
+        judgement = {"version": 2, "score": 1.0, "corrected": "what should have been said"}
+        judged = await client.post(f"{TALKS}/{found[0]['id']}/feedback", json=judgement, headers=ONCE)
+        assert judged.status_code == 201
+        assert len(await (await gateway.store()).list("local", KEPT_ANSWERS)) == 3
         for conversation in found:
             await client.delete(f"{TALKS}/{conversation['id']}")
     assert await (await gateway.store()).list("local", KEPT_ANSWERS) == []
@@ -209,7 +212,7 @@ async def test_of_many_replicas_one_carries_it_out(shared: Store, clock: FakeClo
     assert {step for step, _ in tries} == {Step.RUN, Step.WAIT}
     (claim,) = (found for _, found in tries if isinstance(found, Claim))
     await replicas[0].renew(claim)
-    await replicas[0].keep(claim, status=200, headers=[(b"x", b"\xff")], body=b"\x00\xff")
+    await replicas[0].keep(claim, path="/", status=200, headers=[(b"x", b"\xff")], body=b"\x00\xff")
     step, kept = await replicas[1].claim("t", "k", "f")
     assert (step, kept) == (
         Step.REPEAT,
