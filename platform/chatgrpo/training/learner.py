@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from chatgrpo.training.loss_metrics import merge_metrics, summary
 from chatgrpo.training.losses import policy_loss
 from chatgrpo.training.optimization import Optimization, learning_rate
 from chatgrpo.training.policy import Policy
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,20 +42,51 @@ class Learner:
         self._policy = policy
         self._optimization = optimization
         self._total_updates = total_updates
+        self._micro_batch_tokens = config.micro_batch_tokens
+        self._stepped = False
         self.num_updates = 0
         if config.beta:
             policy.keep_reference()
 
     def update(self, groups: Sequence[Sequence[Episode]], advantages: Sequence[Sequence[float]]) -> Update:
-        """All ranks call it together, each with its own groups (also with none)."""
+        """All ranks call it together, each with its own groups (also with none).
+
+        When memory runs out before the optimizer's first step, the gradients so far are thrown away and the update
+        starts anew with micro-batches of half the size, which stay that small. Raises torch.OutOfMemoryError when that
+        cannot help: with several ranks, which must agree, and with one row a micro-batch."""
+        while True:
+            try:
+                return self._update(groups, advantages)
+            except torch.OutOfMemoryError:
+                if ranks.world_size() > 1 or self._stepped or not self._shrink(groups):
+                    raise
+
+    def _shrink(self, groups: Sequence[Sequence[Episode]]) -> bool:
+        """Halves the micro-batches; False when no row would be parted from another."""
+        longest = max((len(e.token_ids) for group in groups for e in group), default=0)
+        if self._micro_batch_tokens <= longest:
+            return False
+        for _, parameter in self._policy.trainable():
+            parameter.grad = None
+        self._policy.forget_activations()
+        logger.warning(
+            "out of memory with micro-batches of %d tokens, trying %d",
+            self._micro_batch_tokens,
+            self._micro_batch_tokens // 2,
+        )
+        self._micro_batch_tokens //= 2
+        return True
+
+    def _update(self, groups: Sequence[Sequence[Episode]], advantages: Sequence[Sequence[float]]) -> Update:
         config = self._config
+        self._stepped = False
         rows = _rows(groups, advantages)
         counted = [r for group in rows for r in group if not self._is_masked(r)]
         num_rows, num_tokens = ranks.sum_over_ranks(
             [float(sum(len(group) for group in rows)), float(sum(r.episode.num_sampled for r in counted))]
         )
         trained = [[r for r in group if self._teaches(r)] for group in rows]
-        batches = [pack(part) for part in split([group for group in trained if group], config.micro_batch_tokens)]
+        batches = [pack(part) for part in split([group for group in trained if group], self._micro_batch_tokens)]
         # Sharded weights are gathered in every forward: all ranks must make equally many.
         rounds = int(ranks.max_over_ranks(len(batches)))
         idle = rounds - len(batches)
@@ -75,6 +109,7 @@ class Learner:
             for i in range(idle):
                 self._accumulate_nothing(is_last=i == idle - 1)
             rate = learning_rate(config, self.num_updates, self._total_updates)
+            self._stepped = True
             norm = self._optimization.step(rate)
             self._policy.weights_changed()
             self.num_updates += 1

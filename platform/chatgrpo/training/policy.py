@@ -73,6 +73,10 @@ class Policy(nn.Module):
         """After every change of the parameters: what was computed from the old ones is forgotten."""
         if self.weights is not None:
             self.weights.refresh()
+        self.forget_activations()
+
+    def forget_activations(self) -> None:
+        """Gives the tape's memory back; what was on it is computed again."""
         if self.tape is not None:
             self.tape.clear()
 

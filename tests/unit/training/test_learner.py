@@ -49,6 +49,44 @@ def config(**fields: Any) -> TrainConfig:
     return TrainConfig(**{"optimizer": "sgd", "learning_rate": 1.0, "max_grad_norm": 1e9, **fields})
 
 
+class Small:
+    """An optimization whose memory is too small for more than `room` packed tokens at once."""
+
+    def __init__(self, inner: TorchOptimization, room: int) -> None:
+        self._inner, self._room = inner, room
+        self.sizes: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def module(self, batch: Any, temperature: float) -> Any:
+        self.sizes.append(batch.input_ids_T.numel())
+        out = self._inner.module(batch, temperature)
+        if len(self.sizes) > 1 and self.sizes[-1] > self._room:  # the first one leaves gradients behind
+            raise torch.OutOfMemoryError("no room")
+        return out
+
+
+def test_an_update_that_meets_the_end_of_memory_starts_anew_with_less(models_dir: Any) -> None:
+    settings, room = config(micro_batch_tokens=26), 14
+    expected = moved(models_dir, settings)
+    policy = Policy(load("tiny", models_dir=models_dir).model)
+    before = {name: p.detach().clone() for name, p in policy.trainable()}
+    memory = Small(TorchOptimization(policy, settings), room)
+    Learner(settings, policy, memory, total_updates=10).update(episodes(), ADVANTAGES)  # type: ignore[arg-type]
+    assert_same({name: p.detach() - before[name] for name, p in policy.trainable()}, expected)
+    assert any(size > room for size in memory.sizes[1:])
+    assert memory.sizes[-1] <= room
+
+
+def test_one_row_that_is_too_large_fails_the_update(models_dir: Any) -> None:
+    settings = config(micro_batch_tokens=26)
+    policy = Policy(load("tiny", models_dir=models_dir).model)
+    memory = Small(TorchOptimization(policy, settings), 1)
+    with pytest.raises(torch.OutOfMemoryError):
+        Learner(settings, policy, memory, total_updates=10).update(episodes(), ADVANTAGES)  # type: ignore[arg-type]
+
+
 def learner_of(loaded: LoadedModel, settings: TrainConfig) -> tuple[Learner, Policy]:
     policy = Policy(loaded.model, lora=settings.lora)
     return Learner(settings, policy, TorchOptimization(policy, settings), total_updates=10), policy
