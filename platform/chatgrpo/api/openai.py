@@ -19,10 +19,10 @@ from ulid import ULID
 from chatgrpo.api.disconnect import while_connected
 from chatgrpo.api.errors import RESPONSES
 from chatgrpo.api.exchanges import Reply
-from chatgrpo.api.identity import Owner
+from chatgrpo.api.identity import Owner, owner_of
 from chatgrpo.api.models import list_models as list_own_models
 from chatgrpo.api.models import require_model
-from chatgrpo.api.replies import Replies, RepliesOf
+from chatgrpo.api.replies import Replies
 from chatgrpo.api.services import Services, ServicesOf
 from chatgrpo.api.sse import Event, event_stream
 from chatgrpo.errors import InvalidRequest, NotFound
@@ -130,10 +130,12 @@ class _Call:
     response_model=None,
     responses={200: {"content": {"application/json": {}, "text/event-stream": {}}, "description": "OpenAI's shapes."}},
 )
-async def complete(
-    request: Request, body: CompletionRequest, services: ServicesOf, replies: RepliesOf, owner: Owner
-) -> Response:
+async def complete(request: Request, body: CompletionRequest) -> Response:
     """Writes the next message. A client that leaves cancels it."""
+    # Not as dependencies: each costs as much as two of the gateway's layers, and this is the busiest route.
+    services: Services = request.app.state.services
+    replies: Replies = request.app.state.replies
+    owner = owner_of(request)
     params = _params(body, services)
     version = await require_model(services, body.model, owner=owner)
     call = _Call(
@@ -166,6 +168,8 @@ def _params(body: CompletionRequest, services: Services) -> tuple[SamplingParams
         seed=body.seed,
         logprobs=bool(body.logprobs),
     )
+    if body.n in {None, 1}:
+        return (params,)
     seeds = [None if body.seed is None else body.seed + i for i in range(body.n or 1)]
     return tuple(replace(params, seed=seed) for seed in seeds)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Sequence
+from functools import lru_cache
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -45,6 +46,7 @@ class ClientAddress:
         await self.app(scope, receive, send)
 
 
+@lru_cache(maxsize=4096)
 def _normal(text: str) -> str:
     try:
         return str(_parse(text))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Sequence
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -27,6 +28,7 @@ def hosts_of(allowed: Sequence[str], listens_on: str) -> frozenset[str]:
     return frozenset({"localhost", listens_on.lower()}) if is_loopback(listens_on) else frozenset({"*"})
 
 
+@lru_cache(maxsize=1024)
 def is_allowed(host: str, allowed: frozenset[str]) -> bool:
     """`host` as in the header, with or without port. Addresses of loopback are as good as localhost."""
     name = _without_port(host).lower()

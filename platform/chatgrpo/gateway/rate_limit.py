@@ -26,6 +26,33 @@ from chatgrpo.monitoring.meters import PROCESS
 
 logger = logging.getLogger(__name__)
 
+MAX_KNOWN = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class _Meters:
+    of_requests: list[Meter]
+    of_tokens: list[Meter]
+
+
+class MeterBook:
+    """The meters of callers that were seen before: they are the same for every request of one to a row."""
+
+    def __init__(self, rules: Sequence[LimitRule]) -> None:
+        self._rules = rules
+        self._known: dict[tuple[object, ...], _Meters] = {}
+
+    def look_up(self, row: RouteConfig, identity: Identity, address: str) -> _Meters:
+        key = (row.path, row.methods, row.rate_limit, identity.key_id, identity.tenant, address)
+        found = self._known.get(key)
+        if found is None:
+            if len(self._known) >= MAX_KNOWN:
+                self._known.clear()
+            found = self._known[key] = _Meters(
+                meters_of(self._rules, row, identity, address), token_meters_of(self._rules, row, identity, address)
+            )
+        return found
+
 
 def meters_of(rules: Sequence[LimitRule], row: RouteConfig, identity: Identity, address: str) -> list[Meter]:
     """What a request is counted on; tokens come later, when it is known how many are asked for."""
@@ -88,7 +115,7 @@ class RateLimit:
 
     def __init__(self, app: ASGIApp, *, rules: Sequence[LimitRule], counters: Counters) -> None:
         self.app = app
-        self.rules = rules
+        self.book = MeterBook(rules)
         self.counters = counters
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -97,8 +124,9 @@ class RateLimit:
             return
         row, state = scope["route"], scope["state"]
         identity, address = state["identity"], state["address"]
-        state["tokens"] = TokenBudget(self.counters, token_meters_of(self.rules, row, identity, address))
-        meters = meters_of(self.rules, row, identity, address)
+        found = self.book.look_up(row, identity, address)
+        state["tokens"] = TokenBudget(self.counters, found.of_tokens)
+        meters = found.of_requests
         lease = token_hex(16)
         try:
             verdict = await _take(self.counters, meters, lease)
