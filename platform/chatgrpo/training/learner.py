@@ -97,6 +97,8 @@ class Learner:
         if not rounds:
             # Nothing to learn anywhere: the schedule goes on, the weights and the optimizer stay as they are.
             self.num_updates += config.num_iterations
+            # The activations would serve nobody: the next rollout says something else.
+            self._policy.forget_activations()
         for iteration in range(config.num_iterations if rounds else 0):
             parts: list[dict[str, Tensor]] = []
             for index, batch in enumerate(batches):

@@ -17,8 +17,10 @@ from chatgrpo.inference.loading import LoadedModel, load
 from chatgrpo.inference.torch_engine import TorchEngine
 from chatgrpo.rollouts.episode import Episode
 from chatgrpo.training.batch import MicroBatch, Row, pack
-from chatgrpo.training.config import LoraConfig
+from chatgrpo.training.config import LoraConfig, TrainConfig
 from chatgrpo.training.fused_policy import remember
+from chatgrpo.training.learner import Learner
+from chatgrpo.training.optimization import TorchOptimization
 from chatgrpo.training.policy import Policy
 
 LORA = LoraConfig(r=4, alpha=8)
@@ -161,6 +163,17 @@ def test_activations_of_the_rollout_teach_what_a_new_forward_teaches(
     torch.testing.assert_close(reused[0], again[0], atol=1e-5, rtol=0)
     torch.testing.assert_close(reused[1], again[1], atol=1e-5, rtol=0)
     assert_same_gradients(reused[2], again[2])
+
+
+def test_a_step_with_nothing_to_learn_gives_the_tape_back(tiny: LoadedModel) -> None:
+    policy = policy_of(tiny.model, LORA, fused=True)
+    assert policy.weights is not None
+    policy.tape = ActivationTape(policy.weights, max_tokens=1000)
+    rows = sampled(policy, tiny)
+    config = TrainConfig(lora=LORA)
+    learner = Learner(config, policy, TorchOptimization(policy, config), total_updates=10)
+    learner.update([[row.episode for row in rows.rows]], [[0.0] * len(rows.rows)])
+    assert remember(policy.tape, rows) is None
 
 
 def test_a_full_tape_means_a_new_forward(tiny: LoadedModel) -> None:
