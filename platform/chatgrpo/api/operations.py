@@ -79,7 +79,8 @@ class Operations:
                 "total_requests": totals.total_requests,
                 "error_rate": totals.error_rate,
                 "average_response_time": totals.average_response_time_s,
-                "cache_hit_rate": None,
+                "response_time_percentiles": totals.percentiles_s,
+                "cache_hit_rate": totals.cache_hit_rate,
                 "active_connections": totals.active_connections,
             },
             "alerts": [
@@ -202,7 +203,8 @@ async def health(operations: OperationsOf) -> Response:
 
 @router.get("/api/v2/metrics")
 async def metrics(operations: OperationsOf) -> Facts:
-    """The same figures as `/metrics`, and the machine's, as JSON. `cache_hit_rate` is null while no cache is on."""
+    """The same figures as `/metrics`, and the machine's, as JSON. `cache_hit_rate` is null before the first
+    GET whose answer may be kept."""
     return await operations.metrics()
 
 

@@ -56,7 +56,7 @@ def confidence(forecast: Forecast) -> float:
 def _replicas(facts: Facts, config: AdviceConfig) -> Advice:
     per_replica, peak = config.replies_a_replica, facts.replies.peak
     expected, at_most = facts.replies.mean[peak], facts.replies.high[peak]
-    up, down = ceil(expected / per_replica), ceil(at_most / per_replica)
+    up, down = (max(1, ceil(replies / per_replica)) for replies in (expected, at_most))
     wanted = up if up > facts.replicas else min(facts.replicas, down)
     reason = (
         f"{expected:.1f} replies at once are expected within {facts.ahead_s / 60:.0f} minutes "

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from chatgrpo.monitoring.catalog import HTTP_CONNECTIONS, HTTP_QUEUE_SECONDS, HTTP_REQUESTS, HTTP_SECONDS
+from chatgrpo.monitoring.analytics import quantile
+from chatgrpo.monitoring.catalog import CACHE_LOOKUPS, HTTP_CONNECTIONS, HTTP_QUEUE_SECONDS, HTTP_REQUESTS, HTTP_SECONDS
+from chatgrpo.monitoring.merging import rows_of
 from chatgrpo.monitoring.meters import Meters
 from chatgrpo.monitoring.tracing import trace_id
 
@@ -28,6 +31,10 @@ class RequestTotals:
     error_rate: float
     average_response_time_s: float
     active_connections: int
+    percentiles_s: dict[str, float | None] = field(default_factory=dict)
+    """p50, p95 and p99; None before the first request."""
+    cache_hit_rate: float | None = None
+    """Of GETs whose answers may be kept; None before the first of them."""
 
 
 class RequestMetrics:
@@ -69,7 +76,24 @@ class RequestMetrics:
             error_rate=self._num_errors / finished,
             average_response_time_s=self._sum_s / finished,
             active_connections=self._num_open,
+            percentiles_s=self._percentiles(),
+            cache_hit_rate=self._cache_hit_rate(),
         )
+
+    def _percentiles(self) -> dict[str, float | None]:
+        buckets: dict[float, float] = defaultdict(float)
+        for name, labels, value in rows_of(self.registry):
+            if name == f"{HTTP_SECONDS.name}_bucket":
+                buckets[float(labels["le"])] += value
+        return {f"p{100 * share:.0f}": quantile(buckets, share) for share in (0.5, 0.95, 0.99)}
+
+    def _cache_hit_rate(self) -> float | None:
+        """The gateway counts its looks in the same registry."""
+        looks = [
+            self.registry.get_sample_value(CACHE_LOOKUPS.sample_name, {"tier": "response", "result": result}) or 0.0
+            for result in ("hit", "miss")
+        ]
+        return looks[0] / sum(looks) if sum(looks) else None
 
 
 class MeasureRequests:

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from chatgrpo.monitoring.catalog import CACHE_LOOKUPS
+from chatgrpo.monitoring.meters import Meter
 from chatgrpo.monitoring.requests import AsgiApp, MeasureRequests, RequestMetrics
 
 
@@ -82,3 +84,21 @@ async def test_sockets_are_open_connections_and_no_requests() -> None:
 def test_before_the_first_request_all_is_zero() -> None:
     totals = RequestMetrics().totals()
     assert (totals.total_requests, totals.error_rate, totals.average_response_time_s) == (0, 0, 0)
+
+
+def test_percentiles_and_the_share_of_told_answers() -> None:
+    metrics = RequestMetrics()
+    assert (metrics.totals().percentiles_s, metrics.totals().cache_hit_rate) == (
+        {"p50": None, "p95": None, "p99": None},
+        None,
+    )
+    for seconds in [0.003] * 90 + [0.7] * 10:
+        metrics.answered(method="GET", route="/", status=200, seconds=seconds)
+    found = metrics.totals().percentiles_s
+    assert found["p50"] is not None
+    assert 0.001 < found["p50"] < 0.005
+    assert found["p95"] == pytest.approx(0.75)
+    lookups = Meter(CACHE_LOOKUPS, metrics.registry, None)
+    for result in ("hit", "hit", "hit", "miss"):
+        lookups.inc(tier="response", result=result)
+    assert metrics.totals().cache_hit_rate == 0.75

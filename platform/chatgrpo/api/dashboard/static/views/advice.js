@@ -32,9 +32,11 @@ function line({ what }, applied) {
   const head = h("strong");
   const reason = h("span");
   const sure = h("small", { class: "muted block" });
+  const node = h("li", { class: "note" }, head, reason, sure);
   return {
-    node: h("li", { class: "note" }, head, reason, sure),
+    node,
     update(now) {
+      node.dataset.kind = now.wanted === now.now ? "calm" : "wait";
       setText(head, now.wanted === now.now ? `${NAMES[what] ?? what}: ${now.now} will do. ` : `${NAMES[what] ?? what}: ${now.wanted} instead of ${now.now}. `);
       setText(reason, now.reason);
       setText(sure, `${percent(100 * now.confidence)} sure; ${applied && what === "chat_replicas" ? "Serve follows it" : "nothing is done by itself"}`);
