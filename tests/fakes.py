@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from chatgrpo.inference.engine import FinishReason, GenerationRequest, TokenEvent
 from chatgrpo.messages import Message
@@ -31,7 +31,7 @@ class ByteTokens:
     END = 256
     ROLES: ClassVar[Mapping[str, int]] = {"system": 257, "user": 258, "assistant": 259, "tool": 260}
 
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+    def prompt_ids(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
         return [*(i for m in messages for i in self._message(m)), self.ROLES["assistant"]]
 
     def continuation_ids(self, new_messages: Sequence[Message], *, closed: bool) -> list[int]:

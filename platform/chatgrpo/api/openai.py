@@ -22,6 +22,7 @@ from chatgrpo.api.exchanges import Reply
 from chatgrpo.api.identity import Owner, owner_of
 from chatgrpo.api.models import list_models as list_own_models
 from chatgrpo.api.models import require_model
+from chatgrpo.api.openai_tools import SpokenText, Tool, ToolCall, split_calls
 from chatgrpo.api.replies import Replies
 from chatgrpo.api.services import Services, ServicesOf
 from chatgrpo.api.sse import Event, event_stream
@@ -50,13 +51,24 @@ class ChatMessage(BaseModel):
     model_config = _STRICT
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] = Field(description="Text, or parts of type `text`.")
+    content: str | list[TextPart] | None = Field(None, description="Text, or parts of type `text`.")
     name: str | None = Field(None, max_length=256, description="On a tool message: the tool's name.")
+    tool_calls: list[ToolCall] | None = Field(None, max_length=128, description="On an earlier reply: its calls.")
+    tool_call_id: str | None = Field(None, max_length=128, description="On a tool message: the call it answers.")
 
     def message(self) -> Message:
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        """Raises ValueError when the parts do not go together."""
+        if self.content is None and not self.tool_calls:
+            raise ValueError("content: is required")
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError("tool_calls: only replies call tools")
+        if self.tool_call_id is not None and self.role != "tool":
+            raise ValueError("tool_call_id: only on messages of role tool")
+        content = self.content or ""
+        text = content if isinstance(content, str) else "".join(part.text for part in content)
         role = Role.SYSTEM if self.role == "developer" else Role(self.role)
-        return Message(role=role, content=text, name=self.name)
+        calls = tuple(call.for_template() for call in self.tool_calls or ())
+        return Message(role=role, content=text, name=self.name, tool_calls=calls)
 
 
 class StreamOptions(BaseModel):
@@ -90,12 +102,33 @@ class CompletionRequest(BaseModel):
     seed: int | None = Field(None, ge=0, lt=2**62, description="Makes the sampling repeatable; reply i has seed + i.")
     user: str | None = Field(None, max_length=256, description="Taken for compatible clients; not stored.")
     response_format: ResponseFormat | None = None
+    tools: list[Tool] | None = Field(
+        None, max_length=128, description="Functions to call, if the model's chat template takes any; else refused."
+    )
+    tool_choice: Literal["auto", "none"] | None = Field(None, description="`none`: the model is shown no tools.")
+    parallel_tool_calls: Literal[True] | None = Field(None, description="Only true: a reply may have several calls.")
     frequency_penalty: Literal[0] | None = Field(None, description="Only 0: there are no penalties.")
     presence_penalty: Literal[0] | None = Field(None, description="Only 0: there are no penalties.")
     logprobs: bool | None = Field(
         None, description="Tell the log-probability of each token, at the temperature of the request (0: at 1)."
     )
     top_logprobs: Literal[0] | None = Field(None, description="Only 0: of the tokens that were sampled, no others.")
+
+    def said(self) -> tuple[Message, ...]:
+        """Raises InvalidRequest naming the message that makes no sense where it stands."""
+        messages, calls = [], set[str]()
+        for i, message in enumerate(self.messages):
+            calls |= {call.id for call in message.tool_calls or ()}
+            try:
+                messages.append(message.message())
+            except ValueError as error:
+                raise InvalidRequest(str(error), f"messages[{i}]") from error
+            if message.tool_call_id is not None and message.tool_call_id not in calls:
+                raise InvalidRequest("answers a call that no message before it makes", f"messages[{i}].tool_call_id")
+        return tuple(messages)
+
+    def shown_tools(self) -> tuple[str, ...]:
+        return () if self.tool_choice == "none" else tuple(tool.to_json() for tool in self.tools or ())
 
     def stops(self) -> tuple[str, ...]:
         stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
@@ -142,7 +175,7 @@ async def complete(request: Request, body: CompletionRequest) -> Response:
         replies=replies,
         asker=Asker(tenant=owner, version=version),
         model=body.model,
-        messages=tuple(message.message() for message in body.messages),
+        messages=body.said(),
         params=params,
         tokens=await reserve_tokens(request, sum(p.max_tokens for p in params)),
         created=int(services.clock.now()),
@@ -167,6 +200,7 @@ def _params(body: CompletionRequest, services: Services) -> tuple[SamplingParams
         stop=body.stops(),
         seed=body.seed,
         logprobs=bool(body.logprobs),
+        tools=body.shown_tools(),
     )
     if body.n in {None, 1}:
         return (params,)
@@ -244,8 +278,7 @@ async def _whole(call: _Call) -> dict[str, Any]:
     choices = [
         {
             "index": i,
-            "message": {"role": "assistant", "content": reply.text, "refusal": None},
-            "finish_reason": reply.finish_reason,
+            **_told(reply, has_tools=bool(call.params[i].tools)),
             "logprobs": _logprobs(logprobs[i]) if call.params[i].logprobs else None,
         }
         for i, reply in enumerate(replies)
@@ -254,20 +287,41 @@ async def _whole(call: _Call) -> dict[str, Any]:
     return call.answer("chat.completion", choices, usage=usage, system_fingerprint=replies[0].model_version)
 
 
+def _told(reply: Reply, *, has_tools: bool) -> dict[str, Any]:
+    text, calls = split_calls(reply.text) if has_tools else (reply.text, [])
+    if not calls:
+        return {
+            "message": {"role": "assistant", "content": text, "refusal": None},
+            "finish_reason": reply.finish_reason,
+        }
+    message = {"role": "assistant", "content": text or None, "refusal": None, "tool_calls": calls}
+    return {"message": message, "finish_reason": "tool_calls"}
+
+
 async def _chunks(
     call: _Call, first: _Piece, pieces: AsyncGenerator[_Piece, None], *, with_usage: bool
 ) -> AsyncGenerator[Event, None]:
     num_tokens = 0
+    spoken = {i: SpokenText() for i, params in enumerate(call.params) if params.tools}
     async with aclosing(pieces):
         for i in range(len(call.params)):
             yield _chunk(call, i, {"role": "assistant", "content": ""}, None)
         async for piece in _chained(first, pieces):
             num_tokens += piece.delta.num_tokens
-            if piece.delta.text or piece.delta.logprobs:
+            index, text, reason = piece.index, piece.delta.text, piece.delta.finish_reason
+            calls: list[dict[str, Any]] = []
+            if index in spoken:
+                text = spoken[index].push(text)
+                if reason is not None:
+                    rest, calls = spoken[index].finish()
+                    text += rest
+            if text or piece.delta.logprobs:
                 logprobs = _logprobs(piece.delta.logprobs) if piece.delta.logprobs else None
-                yield _chunk(call, piece.index, {"content": piece.delta.text}, None, logprobs)
-            if piece.delta.finish_reason is not None:
-                yield _chunk(call, piece.index, {}, str(piece.delta.finish_reason))
+                yield _chunk(call, index, {"content": text}, None, logprobs)
+            if calls:
+                yield _chunk(call, index, {"tool_calls": [{"index": i, **c} for i, c in enumerate(calls)]}, None)
+            if reason is not None:
+                yield _chunk(call, index, {}, "tool_calls" if calls else str(reason))
     if with_usage:
         usage = _usage(first.delta.num_prompt_tokens, num_tokens)
         yield Event(data=call.answer("chat.completion.chunk", [], usage=usage))

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from chatgrpo.gateway.config import ReplyCacheConfig
 from chatgrpo.gateway.kept_cache import KeptCache, Lifetime
-from chatgrpo.inference.deltas import ChatDelta
+from chatgrpo.inference.deltas import ChatDelta, TokenLogprob
 from chatgrpo.inference.engine import FinishReason, SamplingParams
 from chatgrpo.messages import Message
 
@@ -111,4 +111,5 @@ def _decoded(body: bytes) -> Pieces | None:
 
 def _piece(data: dict[str, Any]) -> ChatDelta:
     reason = data.pop("finish_reason")
-    return ChatDelta(finish_reason=reason and FinishReason(reason), **data)
+    logprobs = tuple(TokenLogprob(**token) for token in data.pop("logprobs"))
+    return ChatDelta(finish_reason=reason and FinishReason(reason), logprobs=logprobs, **data)

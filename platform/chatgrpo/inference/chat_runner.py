@@ -8,11 +8,12 @@ models are loaded, who uses them, which one has to go (the least recently used t
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import queue
 import threading
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -32,7 +33,7 @@ class Template(Protocol):
     @property
     def eos_ids(self) -> frozenset[int]: ...
 
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]: ...
+    def prompt_ids(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]: ...
 
     def decode(self, ids: Sequence[int]) -> str: ...
 
@@ -107,7 +108,7 @@ class ChatRunner:
         of the prompt as far as the context window demands. Raises InvalidRequest when the newest message alone does
         not fit, and what `load` raises."""
         async with self._speaker(model) as speaker:
-            prompt = fit_prompt(speaker, messages, max_tokens=params.max_tokens)
+            prompt = fit_prompt(speaker, messages, max_tokens=params.max_tokens, tools=params.tools)
             request = GenerationRequest(
                 request_id=f"chat-{next(self._ids)}", prompt_ids=tuple(prompt), params=replace(params, stop=())
             )
@@ -237,7 +238,9 @@ class ChatRunner:
             ) from None
 
 
-def fit_prompt(speaker: Speaker, messages: Sequence[Message], *, max_tokens: int) -> list[int]:
+def fit_prompt(
+    speaker: Speaker, messages: Sequence[Message], *, max_tokens: int, tools: Sequence[str] = ()
+) -> list[int]:
     """Prompt ids of the newest part of the conversation that leaves room for `max_tokens`; system messages stay.
     Raises InvalidRequest when the newest message alone is too long."""
     room = speaker.context_window - max_tokens
@@ -246,9 +249,9 @@ def fit_prompt(speaker: Speaker, messages: Sequence[Message], *, max_tokens: int
             f"{max_tokens} tokens are more than the model's context window of {speaker.context_window}; ask for fewer",
             "max_tokens",
         )
-    kept = list(messages)
+    kept, shown = list(messages), [json.loads(tool) for tool in tools]
     while True:
-        ids = speaker.template.prompt_ids(kept)
+        ids = speaker.template.prompt_ids(kept, shown)
         if len(ids) <= room:
             return ids
         turns = [i for i, m in enumerate(kept) if m.role is not Role.SYSTEM]

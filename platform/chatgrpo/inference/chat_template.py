@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -23,9 +23,18 @@ class ChatTemplate:
         self.eos_ids = frozenset(eos_ids or [tokenizer.eos_token_id])
         self._after_reply = lru_cache(maxsize=1024)(self._render_after_reply)
 
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """The conversation so far, up to and including the opening of the assistant's next turn."""
-        return self._encode(self._render(messages, add_generation_prompt=True))
+    @property
+    def takes_tools(self) -> bool:
+        """Whether the template shows tools to the model and teaches it to call them as `<tool_call>{...}`."""
+        text = str(self.tokenizer.chat_template)
+        return "tools" in text and "<tool_call>" in text
+
+    def prompt_ids(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
+        """The conversation so far, up to and including the opening of the assistant's next turn. Raises InvalidRequest
+        for `tools` when the template takes none."""
+        if tools and not self.takes_tools:
+            raise InvalidRequest("the chat template of this model takes no tools; ask another model", "tools")
+        return self._encode(self._render(messages, add_generation_prompt=True, tools=tools))
 
     def continuation_ids(self, new_messages: Sequence[Message], *, closed: bool) -> list[int]:
         """What follows a sampled reply: the end of its turn (less the EOS token if the reply is `closed` by it), the
@@ -52,11 +61,16 @@ class ChatTemplate:
     def _eos_texts(self) -> list[str]:
         return [self.tokenizer.convert_ids_to_tokens(i) for i in self.eos_ids]
 
-    def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+    def _render(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool, tools: Sequence[Mapping[str, Any]] = ()
+    ) -> str:
         try:
             return str(
                 self.tokenizer.apply_chat_template(
-                    [m.to_dict() for m in messages], tokenize=False, add_generation_prompt=add_generation_prompt
+                    [m.to_dict() for m in messages],
+                    tools=[dict(tool) for tool in tools] or None,
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
                 )
             )
         except Exception as error:

@@ -26,8 +26,9 @@ class FinishReason(StrEnum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """`temperature` 0 is greedy. `top_k` 0 and `top_p` 1 are off. `seed` makes one request's sampling repeatable
-    whatever else is in the batch. `stop` strings end a completion once its text contains one. `logprobs` is for whoever
-    turns tokens into text: events have them always."""
+    whatever else is in the batch. `stop` strings end a completion once its text contains one. `logprobs` and `tools`
+    (functions as JSON, for the chat template) are for whoever turns text into tokens and back: an engine leaves them
+    alone, its events have log-probabilities always."""
 
     max_tokens: int = 64
     temperature: float = 1.0
@@ -37,6 +38,7 @@ class SamplingParams:
     seed: int | None = None
     ignore_eos: bool = False
     logprobs: bool = False
+    tools: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -98,6 +98,65 @@ async def test_the_official_client_is_told_logprobs(official: openai.AsyncOpenAI
     assert plain.choices[0].logprobs is None
 
 
+TOOLS: Any = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
+CALL = ("Sure. <tool", '_call>\n{"name": "add", "arguments": {"a": 1}}', "\n</tool_call>")
+
+
+async def test_calls_of_tools_whole_and_streamed(official: openai.AsyncOpenAI, speaker: FakeChat) -> None:
+    speaker.pieces = CALL
+    whole = await official.chat.completions.create(model="tiny", messages=MESSAGES, tools=TOOLS)
+    (choice,) = whole.choices
+    assert (choice.finish_reason, choice.message.content) == ("tool_calls", "Sure.")
+    (call,) = choice.message.tool_calls or []
+    assert call.type == "function"
+    assert (call.function.name, json.loads(call.function.arguments)) == ("add", {"a": 1})
+    assert [json.loads(tool) for tool in speaker.calls[0][2].tools] == TOOLS
+    chunks = [
+        chunk.choices[0]
+        async for chunk in await official.chat.completions.create(
+            model="tiny", messages=MESSAGES, tools=TOOLS, stream=True
+        )
+    ]
+    assert "".join(c.delta.content or "" for c in chunks) == "Sure. "
+    (told,) = [c.delta.tool_calls for c in chunks if c.delta.tool_calls]
+    assert told[0].function is not None
+    assert (told[0].index, told[0].function.name) == (0, "add")
+    assert chunks[-1].finish_reason == "tool_calls"
+
+
+async def test_an_answered_call_goes_back_to_the_model(official: openai.AsyncOpenAI, speaker: FakeChat) -> None:
+    called: Any = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+    talk: Any = [
+        *MESSAGES,
+        {"role": "assistant", "tool_calls": [called]},
+        {"role": "tool", "tool_call_id": "c1", "content": "3"},
+    ]
+    await official.chat.completions.create(model="tiny", messages=talk, tools=TOOLS, tool_choice="none")
+    (_, messages, params) = speaker.calls[0]
+    assert params.tools == (), "none are shown"
+    assert messages[2]["tool_calls"][0]["function"] == {"name": "add", "arguments": {"a": 1}}
+    assert messages[3]["content"] == "3"
+    with pytest.raises(openai.UnprocessableEntityError, match="no message before it"):
+        await official.chat.completions.create(model="tiny", messages=[*MESSAGES, talk[-1]])
+
+
+async def test_without_tools_the_text_is_left_alone(official: openai.AsyncOpenAI, speaker: FakeChat) -> None:
+    speaker.pieces = CALL
+    whole = await official.chat.completions.create(model="tiny", messages=MESSAGES)
+    assert whole.choices[0].message.content == "".join(CALL)
+    speaker.pieces = ("<tool_call>{broken",)
+    broken = await official.chat.completions.create(model="tiny", messages=MESSAGES, tools=TOOLS)
+    assert broken.choices[0].message.content == "<tool_call>{broken"
+    assert broken.choices[0].finish_reason == "stop"
+
+
+async def test_a_cached_reply_tells_logprobs_too(official: openai.AsyncOpenAI, speaker: FakeChat) -> None:
+    for _ in range(2):
+        told = await official.chat.completions.create(model="tiny", messages=MESSAGES, logprobs=True, temperature=0)
+        assert told.choices[0].logprobs is not None
+        assert [t.token for t in told.choices[0].logprobs.content or []] == ["Hel", "lo"]
+
+
 async def test_the_official_client_lists_models(official: openai.AsyncOpenAI, jobs: FakeJobs) -> None:
     jobs.put("done", status="succeeded", owner="local")
     models = {model.id: model async for model in await official.models.list()}
@@ -111,10 +170,6 @@ async def test_the_official_client_lists_models(official: openai.AsyncOpenAI, jo
 async def test_errors_are_those_the_client_knows(official: openai.AsyncOpenAI, speaker: FakeChat) -> None:
     with pytest.raises(openai.NotFoundError, match="does not exist"):
         await official.chat.completions.create(model="gpt-5", messages=MESSAGES)
-    with pytest.raises(openai.UnprocessableEntityError, match="tools: unknown field"):
-        await official.chat.completions.create(
-            model="tiny", messages=MESSAGES, tools=[{"type": "function", "function": {"name": "f"}}]
-        )
     with pytest.raises(openai.AuthenticationError):
         await official.with_options(api_key="sk-nothing").chat.completions.create(model="tiny", messages=MESSAGES)
     speaker.error = Unavailable("no replica")
@@ -159,6 +214,9 @@ async def test_the_stream_as_bytes(client: httpx.AsyncClient) -> None:
         ({"stop": ["a"] * 9}, "stop"),
         ({"stop": ""}, "stop"),
         ({"n": 0}, "n"),
+        ({"tools": [{"type": "code_interpreter"}]}, "tools[0]"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"messages": [{"role": "user"}]}, "messages[0]"),
         ({"response_format": {"type": "json_object"}}, "response_format.type"),
         ({"logit_bias": {}}, "logit_bias"),
     ],

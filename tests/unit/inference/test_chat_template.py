@@ -1,5 +1,11 @@
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
+from chatgrpo.errors import InvalidRequest
+from chatgrpo.inference.chat_template import ChatTemplate
 from chatgrpo.inference.loading import LoadedModel
 from chatgrpo.messages import assistant, tool, user
 
@@ -25,3 +31,36 @@ def test_an_open_reply_is_closed_by_the_continuation(tiny: LoadedModel) -> None:
 
 def test_decode_leaves_special_tokens_out_and_keeps_spaces(tiny: LoadedModel) -> None:
     assert tiny.template.decode(ids(tiny, "a  b\n{c}<|end|>")) == "a  b\n{c}"
+
+
+class ToolTokenizer:
+    """Records what its template is given."""
+
+    eos_token_id = 0
+
+    def __init__(self, chat_template: str) -> None:
+        self.chat_template = chat_template
+        self.given: Any = None
+
+    def apply_chat_template(self, messages: Any, *, tools: Any, tokenize: bool, add_generation_prompt: bool) -> str:
+        self.given = tools
+        return "prompt"
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        return [len(text)]
+
+
+def test_tools_reach_a_template_that_teaches_calls() -> None:
+    tokenizer = ToolTokenizer("{% if tools %}{{ tools | tojson }} write <tool_call>{% endif %}")
+    tool = {"type": "function", "function": {"name": "add"}}
+    assert ChatTemplate(tokenizer).prompt_ids([user("2+2?")], [tool]) == [6]
+    assert tokenizer.given == [tool]
+    ChatTemplate(tokenizer).prompt_ids([user("2+2?")])
+    assert tokenizer.given is None
+
+
+def test_a_template_without_tools_refuses_them_by_name() -> None:
+    for template in ("{{ messages }}", "{{ messages }} {{ tools }}"):
+        with pytest.raises(InvalidRequest, match="takes no tools") as refused:
+            ChatTemplate(ToolTokenizer(template)).prompt_ids([user("2+2?")], [{"type": "function"}])
+        assert refused.value.field == "tools"
