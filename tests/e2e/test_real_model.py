@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from chatgrpo.inference.activation_tape import ActivationTape
 from chatgrpo.inference.engine import Completion, GenerationRequest, SamplingParams, generate
-from chatgrpo.inference.loading import LoadedModel, load
+from chatgrpo.inference.loading import load
 from chatgrpo.inference.torch_engine import TorchEngine
 from chatgrpo.messages import user
 from chatgrpo.rollouts.episode import Episode
 from chatgrpo.training.batch import MicroBatch, Row, pack
+from chatgrpo.training.fused_policy import remember
 from chatgrpo.training.policy import Policy
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -22,33 +25,51 @@ QUESTIONS = ("What is 2 + 3?", "Name the capital of France.", "Write a line abou
 GROUP = 4
 
 
-@pytest.fixture(scope="module")
-def smollm2(models_dir: Path) -> LoadedModel:
-    return load("smollm2-135m-instruct", models_dir=models_dir)
+@dataclass(frozen=True)
+class Real:
+    """The model, how it is run, and four sampled replies to each question."""
+
+    policy: Policy
+    template: Any
+    groups: list[list[Episode]]
+
+    def engine(self) -> TorchEngine:
+        return TorchEngine(self.policy.causal_lm, self.template, weights=self.policy.weights)
 
 
-@pytest.fixture(scope="module")
-def plain(smollm2: LoadedModel, models_dir: Path) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(models_dir / "smollm2-135m-instruct", dtype=torch.float32).eval()
-
-
-@pytest.fixture(scope="module")
-def sampled(smollm2: LoadedModel) -> list[list[Episode]]:
-    engine = TorchEngine(smollm2.model, smollm2.template)
+@pytest.fixture(scope="module", params=["modules", "fused", "reused activations"])
+def real(request: pytest.FixtureRequest, models_dir: Path) -> Real:
+    loaded = load("smollm2-135m-instruct", models_dir=models_dir)
+    policy = Policy(loaded.model, fused=request.param != "modules")
+    assert (policy.weights is None) == (request.param == "modules")
+    if request.param == "reused activations":
+        assert policy.weights is not None
+        policy.tape = ActivationTape(policy.weights, max_tokens=4096)
+    found = Real(policy, loaded.template, [])
+    engine = found.engine()
     requests = [
         GenerationRequest(
             request_id=f"{q}/{g}",
-            prompt_ids=tuple(smollm2.template.prompt_ids([user(question)])),
+            prompt_ids=tuple(loaded.template.prompt_ids([user(question)])),
             params=SamplingParams(max_tokens=16, seed=100 * q + g),
         )
         for q, question in enumerate(QUESTIONS)
         for g in range(GROUP)
     ]
-    completions = generate(engine, requests)
+    with engine.recording(policy.tape):
+        completions = generate(engine, requests)
     episodes = [episode(r.prompt_ids, c) for r, c in zip(requests, completions, strict=True)]
-    return [episodes[i : i + GROUP] for i in range(0, len(episodes), GROUP)]
+    found.groups.extend(episodes[i : i + GROUP] for i in range(0, len(episodes), GROUP))
+    if policy.tape is not None:
+        assert remember(policy.tape, packed(found.groups)) is not None
+    return found
+
+
+@pytest.fixture(scope="module")
+def plain(real: Real, models_dir: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(models_dir / "smollm2-135m-instruct", dtype=torch.float32).eval()
 
 
 def episode(prompt: tuple[int, ...], completion: Completion) -> Episode:
@@ -68,10 +89,10 @@ def packed(groups: list[list[Episode]]) -> MicroBatch:
     return pack(rows)
 
 
-def test_greedy_decoding_equals_generate(smollm2: LoadedModel, plain: Any) -> None:
-    prompts = [tuple(smollm2.template.prompt_ids([user(q)])) for q in QUESTIONS]
+def test_greedy_decoding_equals_generate(real: Real, plain: Any) -> None:
+    prompts = [tuple(real.template.prompt_ids([user(q)])) for q in QUESTIONS]
     ours = generate(
-        TorchEngine(smollm2.model, smollm2.template),
+        real.engine(),
         [
             GenerationRequest(request_id=str(i), prompt_ids=p, params=SamplingParams(max_tokens=24, temperature=0.0))
             for i, p in enumerate(prompts)
@@ -83,27 +104,23 @@ def test_greedy_decoding_equals_generate(smollm2: LoadedModel, plain: Any) -> No
         assert list(completion.token_ids) == theirs[0, len(prompt) :].tolist()
 
 
-def test_sampler_learner_and_transformers_give_one_logprob(
-    smollm2: LoadedModel, plain: Any, sampled: list[list[Episode]]
-) -> None:
-    batch = packed(sampled)
+def test_sampler_learner_and_transformers_give_one_logprob(real: Real, plain: Any) -> None:
+    batch = packed(real.groups)
     with torch.no_grad():
-        learner, _ = Policy(smollm2.model)(batch, 1.0)
+        learner, _ = real.policy(batch, 1.0)
     assert float((learner - batch.sampler_logprobs_N).abs().max()) <= 1e-4
-    one = sampled[0][0]
+    one = real.groups[0][0]
     with torch.no_grad():
         logits = plain(torch.tensor([one.token_ids])).logits[0, one.prompt_length - 1 : -1]
     expected = torch.log_softmax(logits, -1).gather(-1, torch.tensor(one.token_ids[one.prompt_length :])[:, None])[:, 0]
     assert float((learner[batch.row_N == 0] - expected).abs().max()) <= 1e-4
 
 
-def test_gradients_of_the_packed_path_are_the_dense_ones(
-    smollm2: LoadedModel, plain: Any, sampled: list[list[Episode]]
-) -> None:
-    group = sampled[0]
+def test_gradients_of_the_packed_path_are_the_dense_ones(real: Real, plain: Any) -> None:
+    group = real.groups[0]
     batch = packed([group])
-    smollm2.model.zero_grad()
-    logprobs, _ = Policy(smollm2.model)(batch, 1.0)
+    real.policy.zero_grad()
+    logprobs, _ = real.policy(batch, 1.0)
     (logprobs * batch.advantages_N).sum().backward()
     plain.zero_grad()
     for row, one in enumerate(group):
@@ -112,7 +129,7 @@ def test_gradients_of_the_packed_path_are_the_dense_ones(
         dense = torch.log_softmax(logits, -1).gather(-1, target[:, None]).sum()
         (dense * (-1.0) ** row).backward()
     wrong = right = 0.0
-    for ours, theirs in zip(smollm2.model.parameters(), plain.parameters(), strict=True):
+    for ours, theirs in zip(real.policy.model.parameters(), plain.parameters(), strict=True):
         wrong += float((ours.grad - theirs.grad).pow(2).sum())
         right += float(theirs.grad.pow(2).sum())
     assert (wrong / right) ** 0.5 <= 1e-5
