@@ -1,8 +1,8 @@
 """Steps of GRPO against TRL, at equal settings on the same tasks; and how near ours come to the machine's limit.
 
 Each case has a process of ours and one of TRL's GRPOTrainer, which runs in an environment of its own (made once in the
-user's cache folder). Both make a first step to warm up, then they are asked for steps in turn: one is idle while the
-other works. Times are medians of whole steps, rollout to new weights, in wall and in CPU seconds.
+user's cache folder). Both make a first step to warm up, on short prompts, then they are asked for steps in turn: one is
+idle while the other works. Times are medians of whole steps, rollout to new weights, in wall and in CPU seconds.
 
     short        4 prompts of ~60 tokens x 8 replies of up to 64, LoRA r=16, natural lengths; reward: the right number.
                  Groups of equal rewards have zero advantage: ours leave them out of the update, TRL does not.
@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import signal
 import subprocess
 import sys
 import tempfile
@@ -173,6 +174,8 @@ def main() -> None:
     parser.add_argument("--trl-micro-batch", type=int, help="rows a forward of TRL; must divide 32")
     parser.add_argument("--settings", default="{}", help="fields of our training configuration, as JSON")
     options = parser.parse_args()
+    # So that workers end with the driver, also in the middle of a step.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     until = time.monotonic() + options.minutes * 60
     make_model()
     trl_python = make_trl()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,8 @@ CASES = (
 )
 
 
-def write_tasks(case: Case, path: Path, tokenizer: Path) -> None:
+def write_tasks(case: Case, path: Path, tokenizer: Path, *, warm_up: Collection[int]) -> None:
+    """Prompts of the tasks in `warm_up` are short in every case: that step is measured by nobody."""
     chooser = random.Random(0)
     terms = range(1, case.largest + 1)
     sums = chooser.sample([(a, b) for a in terms for b in terms], NUM_TASKS)
@@ -68,7 +69,7 @@ def write_tasks(case: Case, path: Path, tokenizer: Path) -> None:
             question = (
                 f"State the final answer to the following arithmetic problem, as one number at the end: {a} + {b} ="
             )
-            if case.prompt_tokens:
+            if case.prompt_tokens and number not in warm_up:
                 question = padded(question, case.prompt_tokens, tokenizer, start=number)
             row: dict[str, Any] = {"messages": [{"role": "user", "content": question}], "answer": str(a + b)}
             if case.turns > 1:

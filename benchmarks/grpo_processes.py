@@ -147,14 +147,15 @@ def write_setup(
 ) -> dict[str, Any]:
     """Writes the tasks; returns what both sides' workers are told. `order`: in which ours will draw the tasks."""
     tasks = folder / "tasks.jsonl"
-    write_tasks(case, tasks, model_folder() / "tokenizer.json")
+    order = DataCursor(num_tasks=NUM_TASKS, seed=seed).next(case.num_steps * PROMPTS)
+    write_tasks(case, tasks, model_folder() / "tokenizer.json", warm_up=order[:PROMPTS])
     return {
         "name": case.name,
         "model": MODEL,
         "folder": str(model_folder()),
         "home": str(HOME),
         "tasks": str(tasks),
-        "order": DataCursor(num_tasks=NUM_TASKS, seed=seed).next(case.num_steps * PROMPTS),
+        "order": order,
         "prompts": PROMPTS,
         "generations": GENERATIONS,
         "max_tokens": case.max_tokens,
