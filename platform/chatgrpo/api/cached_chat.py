@@ -109,7 +109,8 @@ class CachedChat:
             self._keep_running(f"warm-up {asker.tenant} {model}", ask_all())
 
     def _is_for(self, params: SamplingParams) -> bool:
-        return self.cache.is_on and params.temperature == 0
+        """Whoever asks with tools acts on the answer, and may act each time."""
+        return self.cache.is_on and params.temperature == 0 and not params.tools
 
     def _begin_refresh(
         self, name: str, model: str, messages: Sequence[Message], params: SamplingParams, asker: Asker

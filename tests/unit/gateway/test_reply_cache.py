@@ -119,7 +119,9 @@ async def test_whatever_differs_is_written_anew(desk: Desk, other: dict[str, Any
 async def test_only_what_is_certain_to_be_the_same(desk: Desk) -> None:
     warm = replace(GREEDY, temperature=0.1, seed=1)
     assert [await desk.ask(params=warm), await desk.ask(params=warm)] == ["0!", "1!"]
-    assert [await desk.ask(params=replace(GREEDY, seed=seed)) for seed in (1, 2)] == ["2!", "2!"]
+    with_tools = replace(GREEDY, tools=("{}",))
+    assert [await desk.ask(params=with_tools), await desk.ask(params=with_tools)] == ["2!", "3!"]
+    assert [await desk.ask(params=replace(GREEDY, seed=seed)) for seed in (1, 2)] == ["4!", "4!"]
     assert desk.looks == {"miss": 1, "hit": 1}
 
 
