@@ -41,6 +41,7 @@ from chatgrpo.api.services import Services
 from chatgrpo.clock import SystemClock
 from chatgrpo.config import PlatformConfig, load_platform_config, load_yaml
 from chatgrpo.gateway.exposure import refuse_open_door
+from chatgrpo.gateway.ingress import is_haproxy
 from chatgrpo.jobs.config import JobsConfig
 from chatgrpo.monitoring.merging import rows_of
 from chatgrpo.monitoring.process import observe_process
@@ -151,7 +152,8 @@ def _scaling(platform: PlatformConfig) -> dict[str, Any]:
         return {}
     policy = AutoscalingPolicy(policy_function="actors.scaling_policy:advised")
     bounds = {"min_replicas": platform.advice.min_replicas, "max_replicas": platform.advice.max_replicas}
-    return {"autoscaling_config": AutoscalingConfig(**bounds, policy=policy)}
+    # The advice looks ahead and is slow to change; waiting once more would make it late.
+    return {"autoscaling_config": AutoscalingConfig(**bounds, upscale_delay_s=0.0, policy=policy)}
 
 
 def _thread_env(num_threads: int) -> dict[str, str]:
@@ -173,7 +175,8 @@ def live(args: dict[str, str]) -> serve.Application:
 def start_platform(platform: PlatformConfig) -> None:
     """Ray, Serve's proxy, the job scheduler and the conversation store, each unless it runs already. Raises
     InvalidRequest when the platform would be open to other machines."""
-    refuse_open_door(platform.host, platform=platform)
+    # Behind HAProxy the ports of the replicas are open to other machines, wherever HAProxy itself listens.
+    refuse_open_door("0.0.0.0" if is_haproxy(os.environ) else platform.host, platform=platform)  # noqa: S104
     if not ray.is_initialized():
         _start_ray(platform)
     serve.start(

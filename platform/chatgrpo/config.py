@@ -66,6 +66,9 @@ class PlatformConfig(BaseSettings):
     home: Path = Field(Path(".chatgrpo"), description="Folder for runs, databases and the model cache.")
     host: str = Field("127.0.0.1", description="Address to listen on; any other than loopback needs API keys.")
     port: int = Field(8002, ge=1, le=65535, description="HTTP port of the API.")
+    ingress: Literal["serve", "haproxy"] = Field(
+        "serve", description="Ray Serve's own proxy, or HAProxy: several times the requests; always asks for keys."
+    )
     default_model: str = Field("smollm2-135m-instruct", description="The model that chat uses when none is named.")
     redis_url: str | None = Field(None, description="redis://... for shared state; empty: SQLite under `home`.")
     jobs_config: Path | None = Field(None, description="YAML file with the policy of the queue; empty: its defaults.")
