@@ -1,0 +1,173 @@
+"""Live updates to ten thousand open sockets, and what metrics and traces cost a request.
+
+The sockets and the server are one process each on this machine, over loopback. The overhead is the processor time of
+the API's process for a chat request that its model answers at once, which no real model does: with all metrics and a
+span exported for every request, against neither, in turns within one run. Latency is compared in the same rounds
+between a collector that takes the spans and one that is down.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import resource
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks.report import figure, write_report
+from tests.otlp_receiver import otlp_receiver
+
+ROOT = Path(__file__).parent.parent
+NUM_CLIENTS = 10_000
+LISTEN_S = 20.0
+# File descriptors that a process has besides its sockets.
+OTHER_FILES = 200
+ROUNDS = 16
+REQUESTS_A_ROUND = 300
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def server(mode: str, home: Path, otlp: str | None = None) -> Iterator[tuple[int, psutil.Process]]:
+    port = free_port()
+    command = [sys.executable, "-m", "benchmarks.live_servers", mode, str(port), str(home), *([otlp] if otlp else [])]
+    process = subprocess.Popen(command, cwd=ROOT)
+    try:
+        give_up_at = time.monotonic() + 60
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError:
+                if process.poll() is not None or time.monotonic() > give_up_at:
+                    raise
+                time.sleep(0.1)
+        yield port, psutil.Process(process.pid)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def sockets(home: Path) -> dict[str, Any]:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    number = min(NUM_CLIENTS, hard - OTHER_FILES)
+    with server("live", home) as (port, process):
+        before = process.memory_info().rss
+        command = [sys.executable, "-m", "benchmarks.live_clients", str(port), str(number), str(LISTEN_S)]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as clients:
+            assert clients.stdout is not None
+            held = json.loads(clients.stdout.readline())["held"]
+            grown = process.memory_info().rss - before
+            heard = json.loads(clients.stdout.readline())
+    events = heard["num_events"]
+    return {
+        "clients": figure(held, "sockets", at_least=NUM_CLIENTS, file_descriptor_limit=hard),
+        "dropped": figure(heard["lost"] + number - held, "sockets", at_most=0),
+        "fanout_p50_s": figure(heard["p50_s"], "s"),
+        "fanout_p99_s": figure(heard["p99_s"], "s", at_most=1, num_events=events, slowest_s=round(heard["max_s"], 4)),
+        "kib_per_connection": figure(grown / 1024 / max(1, held), "KiB", at_most=60),
+    }
+
+
+def chat(port: int, number: int) -> list[float]:
+    """`number` requests over four connections; every answer must be 200. Seconds that each took."""
+    wrong: list[object] = []
+    took_s: list[float] = []
+
+    def ask() -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        body, headers = json.dumps({"message": "2 + 2?", "max_tokens": 8}), {"Content-Type": "application/json"}
+        for _ in range(number // 4):
+            began = time.perf_counter()
+            connection.request("POST", "/api/v2/chat", body, headers)
+            answer = connection.getresponse()
+            text = answer.read()
+            took_s.append(time.perf_counter() - began)
+            if answer.status != 200:
+                wrong.append((answer.status, text[:300]))
+                return
+        connection.close()
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if wrong:
+        raise SystemExit(f"a chat request failed: {wrong[0]}")
+    return took_s
+
+
+def cpu_s_a_request(port: int, process: psutil.Process) -> tuple[float, float]:
+    """(processor seconds, median seconds until the answer) of a request."""
+    before = sum(process.cpu_times()[:2])
+    took_s = chat(port, REQUESTS_A_ROUND)
+    # What is exported after the last answer belongs to these requests.
+    time.sleep(0.5)
+    return (sum(process.cpu_times()[:2]) - before) / REQUESTS_A_ROUND, statistics.median(took_s)
+
+
+def overhead(folder: Path) -> dict[str, Any]:
+    """The same requests to three servers in turns: with a collector, with one that is down, with no telemetry."""
+    with (
+        otlp_receiver() as (address, received),
+        server("with", folder / "with", address) as measured,
+        server("with", folder / "down", f"http://127.0.0.1:{free_port()}") as alone,
+        server("without", folder / "without") as bare,
+    ):
+        servers = (measured, alone, bare)
+        for port, _ in servers:
+            chat(port, REQUESTS_A_ROUND)
+        rounds = []
+        for number in range(ROUNDS):
+            # There and back, so that whatever slows the machine for a while slows each of them as often.
+            order = range(3) if number % 2 else range(2, -1, -1)
+            found = {i: cpu_s_a_request(*servers[i]) for i in order}
+            rounds.append([found[i] for i in range(3)])
+        spans = len(received)
+    cpu_ms = [1000 * statistics.median(found[i][0] for found in rounds) for i in range(3)]
+    wall_ms = [1000 * statistics.median(found[i][1] for found in rounds) for i in range(3)]
+    return {
+        "telemetry_overhead": figure(
+            statistics.median(with_[0] / without[0] - 1 for with_, _, without in rounds),
+            "share",
+            at_most=0.05,
+            with_ms=round(cpu_ms[0], 4),
+            without_ms=round(cpu_ms[2], 4),
+            spans_received=spans,
+        ),
+        "latency_with_collector_down": figure(
+            statistics.median(down[1] / with_[1] for with_, down, _ in rounds),
+            "times",
+            at_most=1.05,
+            down_ms=round(wall_ms[1], 4),
+            up_ms=round(wall_ms[0], 4),
+        ),
+    }
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        write_report("live", {**sockets(Path(folder) / "live"), **overhead(Path(folder))})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""The servers that benchmarks/live.py measures, each a process:
+
+    python -m benchmarks.live_servers MODE PORT HOME [OTLP]
+
+`live` is the live application behind the platform's gateway, as a replica runs it; its one job changes every second.
+`with` and `without` are the API with a model that answers at once: with all metrics and a trace of every request, and
+with neither.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import sys
+import time
+from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from chatgrpo.api.app import create_app, gateway_of
+from chatgrpo.api.live import create_live_app
+from chatgrpo.api.operations import Operations
+from chatgrpo.api.services import Services
+from chatgrpo.clock import SystemClock
+from chatgrpo.config import PlatformConfig
+from chatgrpo.gateway.config import GatewayConfig, LimitRule
+from chatgrpo.inference.deltas import ChatDelta
+from chatgrpo.inference.engine import FinishReason, SamplingParams
+from chatgrpo.messages import Message
+from chatgrpo.monitoring.process import observe_process
+from chatgrpo.monitoring.requests import MeasureQueue, MeasureRequests, RequestTotals
+from chatgrpo.state.opening import open_platform_conversations
+from tests.fake_services import FakeJobs
+
+# Limits that count every request and refuse none: ten thousand sockets of one address are what is measured.
+LIMITS = (LimitRule(name="caller", requests=10_000_000, burst=1_000_000),)
+
+
+class ChangingJobs(FakeJobs):
+    """A job whose view says when it was looked at: what a reader subtracts from his own clock."""
+
+    async def get(self, job_id: str, *, owner: str | None) -> dict[str, Any]:
+        view = await super().get(job_id, owner=owner)
+        return view | {"metrics": {"reward": 0.5, "kl": 0.01, "entropy": 1.5, "at": time.time()}}
+
+
+class Mock:
+    """A model that answers at once."""
+
+    async def stream(
+        self, model: str, messages: Sequence[Message], params: SamplingParams
+    ) -> AsyncGenerator[ChatDelta, None]:
+        yield ChatDelta(
+            text="Four.", num_tokens=2, finish_reason=FinishReason.STOP, model_version=model, num_prompt_tokens=9
+        )
+
+    async def status(self) -> dict[str, Any]:
+        return {"loaded_models": [], "active_requests": 0, "tokens_generated": 0}
+
+
+async def services_of(platform: PlatformConfig) -> Services:
+    jobs = ChangingJobs()
+    jobs.put("bench")
+    return Services(
+        config=platform,
+        clock=SystemClock(),
+        jobs=jobs,
+        chat=Mock(),
+        conversations=await open_platform_conversations(platform),
+    )
+
+
+def live_app(services: Services) -> FastAPI:
+    async def totals() -> RequestTotals:
+        return RequestTotals(total_requests=0, error_rate=0, average_response_time_s=0, active_connections=0)
+
+    operations = Operations(services=services, totals=totals, started_s=0.0)
+    return create_live_app(services, operations, middleware=gateway_of(services).middleware())
+
+
+def mounted(app: FastAPI) -> ASGIApp:
+    """Where Serve mounts it."""
+
+    async def at_ws(scope: Scope, receive: Receive, send: Send) -> None:
+        await app(scope if scope["type"] == "lifespan" else {**scope, "root_path": "/ws"}, receive, send)
+
+    return at_ws
+
+
+def without_telemetry(app: FastAPI) -> FastAPI:
+    app.user_middleware = [m for m in app.user_middleware if m.cls not in {MeasureRequests, MeasureQueue}]
+    return app
+
+
+async def serve(mode: str, port: int, home: Path, otlp: str | None) -> None:
+    platform = PlatformConfig(
+        home=home,
+        port=port,
+        default_model="tiny",
+        gateway=GatewayConfig(limits=LIMITS),
+        otlp_endpoint=otlp,
+        log_level="warning",
+    )
+    observe_process(platform, mode)
+    services = await services_of(platform)
+    if mode == "live":
+        app: Any = mounted(live_app(services))
+    else:
+        app = create_app(services)
+    if mode == "without":
+        without_telemetry(app)
+    config = uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning", access_log=False, backlog=4096)
+    await uvicorn.Server(config).serve()
+
+
+if __name__ == "__main__":
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    uvloop_policy = uvicorn.Config("x").get_loop_factory()
+    asyncio.Runner(loop_factory=uvloop_policy).run(
+        serve(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4] if len(sys.argv) > 4 else None)
+    )
