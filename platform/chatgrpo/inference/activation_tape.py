@@ -2,7 +2,7 @@
 
 While the policy has not moved, the forward that sampled a token is the forward that its gradient needs. A tape has a
 slot for every token that went through the model: of a prompt once for its whole group, of a reply token by token. What
-a layer leaves is its input x, rotated queries, keys and values, the stream between attention and MLP, and the two
+a layer leaves is its input x, queries, keys and values as projected, the stream between attention and MLP, and the two
 projections of the MLP; everything else follows from these without a product with a weight.
 
 A tape has a budget. When it is used up, later tokens are not kept, and whoever looks for them gets None: they are
@@ -52,12 +52,14 @@ class Recorder:
     block: _Block
     tokens: slice
 
-    def layer(self, index: int, *, x: Tensor, qkv: Tensor, middle: Tensor, gate_up: Tensor) -> None:
-        block, tokens = self.block, self.tokens
-        block.x[index, tokens] = x
-        block.qkv[index, tokens] = qkv
-        block.middle[index, tokens] = middle
-        block.gate_up[index, tokens] = gate_up
+    def projected(self, index: int, *, x: Tensor, qkv: Tensor) -> None:
+        """Before norms and rotation of the heads, which work in place."""
+        self.block.x[index, self.tokens] = x
+        self.block.qkv[index, self.tokens] = qkv
+
+    def layer(self, index: int, *, middle: Tensor, gate_up: Tensor) -> None:
+        self.block.middle[index, self.tokens] = middle
+        self.block.gate_up[index, self.tokens] = gate_up
 
     def last(self, x: Tensor) -> None:
         """Output of the last layer, before the last norm."""

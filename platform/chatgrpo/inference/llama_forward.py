@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from chatgrpo.inference.activation_tape import Recorder
 from chatgrpo.inference.attention import Layout
-from chatgrpo.inference.llama_weights import LlamaWeights
+from chatgrpo.inference.llama_weights import Layer, LlamaWeights
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +54,29 @@ def forward(
     x_TE = functional.embedding(input_ids_T, weights.embedding)
     for index, layer in enumerate(weights.layers):
         qkv_T = layer.qkv(rms_norm(x_TE, layer.input_norm, weights.eps))
+        if record is not None:
+            record.projected(index, x=x_TE, qkv=qkv_T)
         split_THD = qkv_T.view(-1, heads + 2 * kv_heads, dim)
-        rotary.turn_(split_THD[:, : heads + kv_heads])
+        place_heads_(weights, layer, split_THD, rotary)
         attended_T = attend(layout, index, split_THD, heads, kv_heads, weights.scale)
         middle_TE = layer.out.added_to(attended_T, x_TE)
         gate_up_T = layer.gate_up(rms_norm(middle_TE, layer.post_norm, weights.eps))
         if record is not None:
-            record.layer(index, x=x_TE, qkv=qkv_T, middle=middle_TE, gate_up=gate_up_T)
+            record.layer(index, middle=middle_TE, gate_up=gate_up_T)
         gate_TF, up_TF = gate_up_T.chunk(2, -1)
         x_TE = layer.down.added_to(functional.silu(gate_TF).mul_(up_TF), middle_TE)
     if record is not None:
         record.last(x_TE)
     return rms_norm(x_TE, weights.final_norm, weights.eps)
+
+
+def place_heads_(weights: LlamaWeights, layer: Layer, split_THD: Tensor, rotary: Rotary) -> None:
+    """Norms, where the model has them, and turns queries and keys in place."""
+    queries, keys = weights.num_heads, weights.num_heads + weights.num_kv_heads
+    if layer.head_norms is not None:
+        for part, norm in zip((split_THD[:, :queries], split_THD[:, queries:keys]), layer.head_norms, strict=True):
+            part.copy_(rms_norm(part, norm, weights.eps))
+    rotary.turn_(split_THD[:, :keys])
 
 
 def attend(layout: Layout, layer: int, split_THD: Tensor, num_heads: int, num_kv_heads: int, scale: float) -> Tensor:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from chatgrpo.inference import products
 
-# Llama's wiring: pre-norm, rotary positions on halves, SiLU gate, no norm on queries and keys.
-_MODEL_TYPES = frozenset({"llama", "qwen2", "mistral"})
+# Llama's wiring: pre-norm, rotary positions on halves, SiLU gate; Qwen3 also norms each head's queries and keys.
+_MODEL_TYPES = frozenset({"llama", "qwen2", "qwen3", "mistral"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class Fused:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """`qkv` (H + 2K) D x E, `out` E x HD, `gate_up` 2F x E, `down` E x F."""
+    """`qkv` (H + 2K) D x E, `out` E x HD, `gate_up` 2F x E, `down` E x F. `head_norms`: of queries and of keys, D."""
 
     input_norm: nn.Parameter
     qkv: Fused
@@ -96,6 +96,7 @@ class Layer:
     post_norm: nn.Parameter
     gate_up: Fused
     down: Fused
+    head_norms: tuple[nn.Parameter, nn.Parameter] | None
 
     def sites(self) -> tuple[Fused, ...]:
         return self.qkv, self.out, self.gate_up, self.down
@@ -149,6 +150,7 @@ class LlamaWeights:
 
     def _layer(self, layer: Any) -> Layer:
         attention, mlp = layer.self_attn, layer.mlp
+        has_norms = hasattr(attention, "q_norm")
         return Layer(
             input_norm=layer.input_layernorm.weight,
             qkv=Fused([attention.q_proj, attention.k_proj, attention.v_proj]),
@@ -156,6 +158,7 @@ class LlamaWeights:
             post_norm=layer.post_attention_layernorm.weight,
             gate_up=Fused([mlp.gate_proj, mlp.up_proj]),
             down=Fused([mlp.down_proj]),
+            head_norms=(attention.q_norm.weight, attention.k_norm.weight) if has_norms else None,
         )
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from chatgrpo.inference.activation_tape import Activations, Recording
 from chatgrpo.inference.attention import Layout
-from chatgrpo.inference.llama_forward import Rotary, attend, rms_norm
+from chatgrpo.inference.llama_forward import Rotary, attend, place_heads_, rms_norm
 from chatgrpo.inference.llama_weights import Fused, Layer, LlamaWeights
 from chatgrpo.inference.products import outer, times
 
@@ -44,9 +44,7 @@ def _layer_backward(
 ) -> Tensor:
     layer = weights.layers[index]
     d_middle = dx + _mlp_backward(layer, weights.eps, kept, dx)
-    d_qkv = _attention_backward(weights, index, layout, kept.qkv, d_middle)
-    heads = weights.num_heads + weights.num_kv_heads
-    rotary.turn_(d_qkv.view(d_qkv.shape[0], -1, weights.head_dim)[:, :heads], back=True)
+    d_qkv = _attention_backward(weights, index, layout, rotary, kept.qkv, d_middle)
     d_normed = _project_back(layer.qkv, rms_norm(kept.x, layer.input_norm, weights.eps), d_qkv)
     return d_middle.add_(_norm_backward(kept.x, layer.input_norm, weights.eps, d_normed))
 
@@ -66,15 +64,25 @@ def _mlp_backward(layer: Layer, eps: float, kept: Activations, dy: Tensor) -> Te
     return _norm_backward(kept.middle, layer.post_norm, eps, d_normed)
 
 
-def _attention_backward(weights: LlamaWeights, index: int, layout: Layout, qkv_T: Tensor, d_middle: Tensor) -> Tensor:
-    """Through the output projection and attention, by the rotated queries, keys and values. The layout's own attention
-    is run once more under autograd: it has no weights and is a small part of the work."""
-    heads, kv_heads = weights.num_heads, weights.num_kv_heads
+def _attention_backward(
+    weights: LlamaWeights, index: int, layout: Layout, rotary: Rotary, qkv_T: Tensor, d_middle: Tensor
+) -> Tensor:
+    """Through the output projection, attention, rotation and norms of the heads, by queries, keys and values as
+    projected. The layout's own attention is run once more under autograd: it has no weights and is a small part of the
+    work."""
+    layer, queries, keys = weights.layers[index], weights.num_heads, weights.num_heads + weights.num_kv_heads
+    projected = qkv_T.view(qkv_T.shape[0], -1, weights.head_dim)
+    placed = projected.clone()
+    place_heads_(weights, layer, placed, rotary)
     with torch.enable_grad():
-        leaf = qkv_T.view(qkv_T.shape[0], -1, weights.head_dim).detach().requires_grad_()
-        attended = attend(layout, index, leaf, heads, kv_heads, weights.scale)
-    d_attended = _project_back(weights.layers[index].out, attended.detach(), d_middle)
+        leaf = placed.requires_grad_()
+        attended = attend(layout, index, leaf, weights.num_heads, weights.num_kv_heads, weights.scale)
+    d_attended = _project_back(layer.out, attended.detach(), d_middle)
     (grad,) = torch.autograd.grad(attended, leaf, d_attended)
+    rotary.turn_(grad[:, :keys], back=True)
+    if layer.head_norms is not None:
+        for part, norm in zip((slice(queries), slice(queries, keys)), layer.head_norms, strict=True):
+            grad[:, part] = _norm_backward(projected[:, part], norm, weights.eps, grad[:, part])
     return grad.flatten(1)
 
 
@@ -83,7 +91,7 @@ def _norm_backward(x: Tensor, weight: nn.Parameter, eps: float, dy: Tensor) -> T
     r = torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
     n = x * r
     if weight.requires_grad:
-        _grad(weight).add_((dy * n).sum(0))
+        _grad(weight).add_((dy * n).flatten(0, -2).sum(0))
     dn = dy * weight
     return dn.sub_(n.mul_((dn * n).mean(-1, keepdim=True))).mul_(r)
 

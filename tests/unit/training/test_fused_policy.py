@@ -58,6 +58,13 @@ def qwen2(models_dir: Path) -> Any:
     return made(Qwen2Config(**shape, num_key_value_heads=3, vocab_size=101), Qwen2ForCausalLM)
 
 
+def qwen3(models_dir: Path) -> Any:
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    shape: dict[str, Any] = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 16}
+    return made(Qwen3Config(**shape, num_attention_heads=6, num_key_value_heads=3, vocab_size=101), Qwen3ForCausalLM)
+
+
 def made(config: Any, cls: Any) -> Any:
     config._attn_implementation = ATTENTION
     torch.manual_seed(0)
@@ -125,7 +132,7 @@ def assert_same_gradients(ours: Gradients, expected: Gradients) -> None:
 
 
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
-@pytest.mark.parametrize("make", [llama, llama_with_biases_tied, qwen2])
+@pytest.mark.parametrize("make", [llama, llama_with_biases_tied, qwen2, qwen3])
 def test_the_fast_path_learns_what_autograd_learns(
     models_dir: Path, make: Callable[[Path], Any], lora: LoraConfig | None
 ) -> None:
@@ -204,7 +211,7 @@ def test_changed_weights_clear_the_tape_and_merge_adapters_anew(tiny: LoadedMode
 
 
 def test_models_of_another_wiring_take_the_general_path() -> None:
-    from transformers import GPT2Config, GPT2LMHeadModel, Qwen3Config, Qwen3ForCausalLM
+    from transformers import GPT2Config, GPT2LMHeadModel, Phi3Config, Phi3ForCausalLM
 
     shape: dict[str, Any] = {
         "hidden_size": 32,
@@ -212,8 +219,8 @@ def test_models_of_another_wiring_take_the_general_path() -> None:
         "num_hidden_layers": 1,
         "num_attention_heads": 2,
     }
-    qwen3 = Qwen3ForCausalLM(Qwen3Config(**shape, num_key_value_heads=1, head_dim=16, vocab_size=50))
-    assert LlamaWeights.of(qwen3) is None
+    phi3 = Phi3ForCausalLM(Phi3Config(**shape, num_key_value_heads=1, vocab_size=50, pad_token_id=0))
+    assert LlamaWeights.of(phi3) is None
     gpt2 = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=50, n_positions=32))
     assert LlamaWeights.of(gpt2) is None
 
