@@ -1,7 +1,7 @@
 """A real GRPO job, its processes killed with `kill -9` at random steps: it ends with the weights of the run that nobody
 disturbed, equal to the bit, and it was started once for every kill and once more.
 
-CI kills a worker and the scheduler at once. The whole matrix, at more steps:
+CI kills a worker, then the driver and the scheduler at once. The whole matrix, at more steps:
 
     CHATGRPO_KILL=worker,driver,scheduler,raylet,worker+driver CHATGRPO_KILL_SEEDS=1,2 pytest tests/ray/test_kills.py
 """
@@ -50,7 +50,7 @@ CONFIG: dict[str, Any] = {
     "resources": {"threads_per_worker": 1, "gpus_per_worker": 0},
 }
 
-CASES = [(("worker and scheduler",), 0)]
+CASES: list[tuple[tuple[str, ...], int]] = [(("worker", "driver and scheduler"), 0)]
 if os.environ.get("CHATGRPO_KILL"):
     # "worker+driver" kills one after the other.
     seeds = [int(seed) for seed in os.environ.get("CHATGRPO_KILL_SEEDS", "1").split(",")]
