@@ -158,6 +158,32 @@ def test_metrics_are_those_of_every_process_and_ray_has_them_too(client: Client,
         while not all(name in (text := httpx.get(place, timeout=20).text) for name in wanted):
             assert time.monotonic() < give_up_at, (place, [name for name in wanted if name not in text])
             time.sleep(0.5)
+    found = httpx.get(f"{url}/api/v2/advice", timeout=20).json()
+    assert [advice["what"] for advice in found["advice"]] == ["chat_replicas", "training_workers"]
+    assert found["windows"]["5m"]["chats_per_s"] > 0
+
+
+def test_serve_follows_the_advice(url: str) -> None:
+    from ray import serve
+    from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
+
+    from actors.scaling_policy import say_advised
+    from chatgrpo.monitoring.advice import Advice
+
+    class Idle:
+        def __call__(self) -> str:
+            return ""
+
+    policy = AutoscalingPolicy(policy_function="actors.scaling_policy:advised")
+    scaling = AutoscalingConfig(min_replicas=1, max_replicas=3, upscale_delay_s=0, policy=policy)
+    options: dict[str, Any] = {"autoscaling_config": scaling, "ray_actor_options": {"num_cpus": 0}}
+    serve.run(serve.deployment(Idle, **options).bind(), name="scaled", route_prefix="/scaled")
+    say_advised([Advice(what="chat_replicas", now=1, wanted=2, reason="", confidence=1.0)])
+    give_up_at = time.monotonic() + 60
+    while sum(serve.status().applications["scaled"].deployments["Idle"].replica_states.values()) < 2:
+        assert time.monotonic() < give_up_at
+        time.sleep(0.2)
+    serve.delete("scaled")
 
 
 def test_the_live_socket_answers_with_the_apis_figures(url: str) -> None:
@@ -171,26 +197,37 @@ def test_the_live_socket_answers_with_the_apis_figures(url: str) -> None:
                 assert got["data"]["api_metrics"]["total_requests"] > 0
         ws.send(json.dumps({"type": "job_status", "job_id": "nobody"}))
         assert json.loads(ws.recv(timeout=30))["data"]["code"] == "not_found"
+        ws.send(json.dumps({"type": "subscribe", "topics": ["metrics"]}))
+        subscribed, snapshot, event = (json.loads(ws.recv(timeout=30)) for _ in range(3))
+        assert (subscribed["type"], snapshot["snapshot"], event["snapshot"]) == ("subscribed", True, False)
+    with connect(address, open_timeout=30) as ws:
+        ws.send(json.dumps({"type": "subscribe", "topics": ["metrics"], "last_event_id": event["id"]}))
+        assert json.loads(ws.recv(timeout=30))["data"]["resumed"] is True
 
 
-async def test_a_killed_replica_of_the_api_loses_nothing_it_acknowledged(url: str) -> None:
+async def test_killed_replicas_and_shards_lose_nothing_they_acknowledged(url: str) -> None:
     import ray
+
+    from actors.conversation_store import shard_names
+    from actors.names import NAMESPACE
 
     (name,) = (n for n in ray.util.list_named_actors(all_namespaces=True) if n["name"].startswith(API_REPLICA))
     replica = ray.get_actor(**name)
-    pid = await replica.__ray_call__.remote(lambda _: os.getpid())
+    shard = ray.get_actor(shard_names()[0], namespace=NAMESPACE)
+    pids = [await actor.__ray_call__.remote(lambda _: os.getpid()) for actor in (replica, shard)]
     history = History()
 
     async def kill() -> None:
-        while history.num_answered < 40:  # noqa: ASYNC110 (clients of this loop make the progress)
-            await asyncio.sleep(0.005)
-        os.kill(pid, signal.SIGKILL)
+        for pid, num_answered in zip(pids, (30, 80), strict=True):
+            while history.num_answered < num_answered:  # noqa: ASYNC110 (clients of this loop make the progress)
+                await asyncio.sleep(0.005)
+            os.kill(pid, signal.SIGKILL)
 
     async with httpx.AsyncClient(timeout=60) as http:
         # Serve's proxy answers 500 for a replica that dies while it works.
         conversations = HttpConversations(http, url, down=(500, 503))
-        for name in NAMES:
-            await conversations.create(name)
+        for each in NAMES:
+            await conversations.create(each)
         async with asyncio.TaskGroup() as group:
             group.create_task(kill())
             for i in range(3):
