@@ -6,9 +6,12 @@ import asyncio
 import json
 import os
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 
+from chatgrpo.errors import Unavailable
 from chatgrpo.state.consistency import Consistency
+from chatgrpo.state.conversations import Conversations
 from chatgrpo.state.opening import open_conversations
 from tests.histories import Op
 from tests.state_clients import run_client
@@ -16,8 +19,17 @@ from tests.state_clients import run_client
 GIVE_UP_S = 100.0
 
 
+async def opened(address: str) -> Conversations:
+    """Once the store answers: it may be killed while this process starts."""
+    async with asyncio.timeout(GIVE_UP_S):
+        while True:
+            with suppress(Unavailable):
+                return await open_conversations(address, is_audited=False)
+            await asyncio.sleep(0.02)
+
+
 async def main(address: str, level: str, first: int, num_ops: int, log: str) -> None:
-    conversations = await open_conversations(address, is_audited=False)
+    conversations = await opened(address)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def note(op: Op) -> None:
