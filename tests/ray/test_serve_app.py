@@ -160,30 +160,6 @@ def test_metrics_are_those_of_every_process_and_ray_has_them_too(client: Client,
             time.sleep(0.5)
     found = httpx.get(f"{url}/api/v2/advice", timeout=20).json()
     assert [advice["what"] for advice in found["advice"]] == ["chat_replicas", "training_workers"]
-    assert found["windows"]["5m"]["chats_per_s"] > 0
-
-
-def test_serve_follows_the_advice(url: str) -> None:
-    from ray import serve
-    from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
-
-    from actors.scaling_policy import say_advised
-    from chatgrpo.monitoring.advice import Advice
-
-    class Idle:
-        def __call__(self) -> str:
-            return ""
-
-    policy = AutoscalingPolicy(policy_function="actors.scaling_policy:advised")
-    scaling = AutoscalingConfig(min_replicas=1, max_replicas=3, upscale_delay_s=0, policy=policy)
-    options: dict[str, Any] = {"autoscaling_config": scaling, "ray_actor_options": {"num_cpus": 0}}
-    serve.run(serve.deployment(Idle, **options).bind(), name="scaled", route_prefix="/scaled")
-    say_advised([Advice(what="chat_replicas", now=1, wanted=2, reason="", confidence=1.0)])
-    give_up_at = time.monotonic() + 60
-    while sum(serve.status().applications["scaled"].deployments["Idle"].replica_states.values()) < 2:
-        assert time.monotonic() < give_up_at
-        time.sleep(0.2)
-    serve.delete("scaled")
 
 
 def test_the_live_socket_answers_with_the_apis_figures(url: str) -> None:
@@ -197,12 +173,6 @@ def test_the_live_socket_answers_with_the_apis_figures(url: str) -> None:
                 assert got["data"]["api_metrics"]["total_requests"] > 0
         ws.send(json.dumps({"type": "job_status", "job_id": "nobody"}))
         assert json.loads(ws.recv(timeout=30))["data"]["code"] == "not_found"
-        ws.send(json.dumps({"type": "subscribe", "topics": ["metrics"]}))
-        subscribed, snapshot, event = (json.loads(ws.recv(timeout=30)) for _ in range(3))
-        assert (subscribed["type"], snapshot["snapshot"], event["snapshot"]) == ("subscribed", True, False)
-    with connect(address, open_timeout=30) as ws:
-        ws.send(json.dumps({"type": "subscribe", "topics": ["metrics"], "last_event_id": event["id"]}))
-        assert json.loads(ws.recv(timeout=30))["data"]["resumed"] is True
 
 
 async def test_killed_replicas_and_shards_lose_nothing_they_acknowledged(url: str) -> None:
