@@ -103,9 +103,7 @@ ROUTES: tuple[RouteConfig, ...] = (
     ),
     _act("/v1/conversations", Permission.CONVERSATIONS_WRITE, "conversation.create"),
     _act(_ITEMS.removesuffix("/items"), Permission.CONVERSATIONS_WRITE, "conversation.set_context"),
-    _act(
-        _ITEMS.removesuffix("/items"), Permission.CONVERSATIONS_WRITE, "conversation.remove", methods=("DELETE",)
-    ),
+    _act(_ITEMS.removesuffix("/items"), Permission.CONVERSATIONS_WRITE, "conversation.remove", methods=("DELETE",)),
     _talk(_ITEMS, Permission.CONVERSATIONS_WRITE, "conversation.append"),
     _act(_TALKS, Permission.CONVERSATIONS_WRITE, "conversation.create"),
     _act(_TALK, Permission.CONVERSATIONS_WRITE, "conversation.remove", methods=("DELETE",)),
