@@ -117,7 +117,15 @@ def limits() -> dict[str, Any]:
     def rounded(values: Mapping[str, float], digits: int = 4) -> dict[str, float]:
         return {key: round(value, digits) for key, value in values.items()}
 
+    held, planned = found["memory"]["held"], found["memory"]["planned"]
     return {
+        "planned_memory_error": figure(
+            abs(planned / held - 1),
+            "of peak",
+            at_most=0.15,
+            planned_gb=round(planned / 1e9, 2),
+            held_gb=round(held / 1e9, 2),
+        ),
         "sgemm_peak_gflops": figure(
             found["peak"]["gflops"], "GFLOP/s", by=found["peak"]["by"], all=found["peak"]["all"]
         ),

@@ -37,6 +37,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks.grpo_worker import peak_memory
 from chatgrpo.inference import products
 from chatgrpo.inference.activation_tape import ActivationTape
 from chatgrpo.inference.engine import GenerationRequest, SamplingParams
@@ -45,6 +48,7 @@ from chatgrpo.inference.torch_engine import TorchEngine
 from chatgrpo.rollouts.episode import Episode
 from chatgrpo.training.config import LoraConfig, TrainConfig
 from chatgrpo.training.learner import Learner
+from chatgrpo.training.memory_plan import ModelShape, plan
 from chatgrpo.training.optimization import TorchOptimization
 from chatgrpo.training.policy import Policy
 
@@ -179,6 +183,17 @@ class Bench:
         self.learner = Learner(config, self.policy, TorchOptimization(self.policy, config), total_updates=100)
         self.rounds = 0
 
+    def planned_bytes(self) -> int:
+        config = TrainConfig(
+            prompts_per_step=PROMPTS,
+            num_generations=GENERATIONS,
+            max_prompt_length=PROMPT_TOKENS,
+            max_completion_length=NEW_TOKENS,
+            rollout_batch_size=BATCH,
+            lora=LoraConfig(r=RANK),
+        )
+        return plan(config, ModelShape.from_config(self.policy.causal_lm.config.to_dict())).peak
+
     def requests(self) -> list[GenerationRequest]:
         return [
             GenerationRequest(
@@ -276,6 +291,7 @@ def measure(name: str, home: Path, rounds: int) -> dict[str, Any]:
             "again_limit_s": shape.update_flops(is_known=False) / (top["gflops"] * 1e9),
             "again_s": statistics.median(again),
         },
+        "memory": {"held": peak_memory(), "planned": bench.planned_bytes()},
     }
 
 

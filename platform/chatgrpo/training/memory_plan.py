@@ -1,8 +1,8 @@
 """How much memory one worker of a run will hold at most, said before it starts.
 
 A plan is an upper bound for episodes that reach their length limits; natural lengths stay below it. It covers the fast
-path in float32 (see `TrainConfig.fast_path`); `make bench NAME=grpo` compares it with what a run held
-(`planned_memory_ratio`). Bytes throughout; letters as in `inference.llama_weights`.
+path in float32 (see `TrainConfig.fast_path`); `make bench NAME=grpo` compares it with what a
+process held (`planned_memory_error`). Bytes throughout; letters as in `inference.llama_weights`.
 """
 
 from __future__ import annotations
