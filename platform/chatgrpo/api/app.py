@@ -23,6 +23,7 @@ from chatgrpo.api import (
     jobs,
     keys,
     models,
+    old_train,
     openai,
     operations,
     snapshots,
@@ -66,6 +67,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     operations.router,
     advice.router,
     alerts.router,
+    old_train.router,
 )
 
 

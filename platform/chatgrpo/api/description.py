@@ -18,6 +18,7 @@ SCHEMES: dict[str, dict[str, str]] = {
 # An answer (operation, status), where in it the id is, and the parameter that takes it.
 IDS: tuple[tuple[str, str, str, str, str], ...] = (
     ("post", "/api/v2/train", "202", "/job_id", "job_id"),
+    ("post", "/api/train", "202", "/job_id", "job_id"),
     ("post", "/api/v2/chat", "200", "/conversation_id", "conversation_id"),
     ("post", "/api/v2/conversations", "201", "/id", "conversation_id"),
     ("post", "/v1/conversations", "200", "/id", "conversation_id"),

@@ -53,10 +53,13 @@ def _old(path: str, successor: str, *methods: str) -> RouteConfig:
     return RouteConfig.model_validate({"path": path, "successor": successor, "methods": methods})
 
 
+def _old_shape(row: RouteConfig, successor: str) -> RouteConfig:
+    """Deprecated too, but with a handler of its own: what it answers is not what its successor does."""
+    return row.model_copy(update={"successor": successor, "is_forwarded": False})
+
+
 ALIASES: tuple[RouteConfig, ...] = (
-    _old("/api/train", "/api/v2/train", "POST"),
     _old("/api/chat", "/api/v2/chat", "POST"),
-    _old("/api/status/{job_id}", _JOB, "GET"),
     _old("/api/metrics", "/api/v2/metrics", "GET"),
     _old("/api/conversations/{conversation_id}", _TALK, "GET", "DELETE"),
     _old("/health", "/api/v2/health", "GET"),
@@ -70,6 +73,8 @@ ROUTES: tuple[RouteConfig, ...] = (
     # The dashboard's files hold no data; what they show is asked for with the reader's own key.
     *map(_public, ("/", "/dashboard/{file:path}")),
     _shed_first(_act("/api/v2/train", Permission.JOBS_WRITE, "job.submit")),
+    _old_shape(_shed_first(_act("/api/train", Permission.JOBS_WRITE, "job.submit")), "/api/v2/train"),
+    _old_shape(_read("/api/status/{job_id}", Permission.JOBS_READ), _JOB),
     _read(_JOBS, Permission.JOBS_READ),
     _read(_JOB, Permission.JOBS_READ),
     _act(_JOB, Permission.JOBS_WRITE, "job.cancel", methods=("DELETE",)),

@@ -17,13 +17,14 @@ from chatgrpo.training.config import TrainConfig
 router = APIRouter(prefix="/api/v2/train", tags=["jobs"], responses=RESPONSES)
 
 
-def _form(body: object) -> str:
+def train_form(body: object) -> str:
+    """Which of the two bodies it is meant to be."""
     return "short" if isinstance(body, Mapping) and is_seed_request(body) else "full"
 
 
 TrainBody = Annotated[
     Annotated[SeedTrainRequest, Tag("short")] | Annotated[TrainConfig, Tag("full")],
-    Discriminator(_form),
+    Discriminator(train_form),
     Body(
         description="A full TrainConfig (the same fields as a YAML file under configs/train), or the short form.",
         openapi_examples={

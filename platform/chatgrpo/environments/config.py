@@ -32,6 +32,15 @@ class DatasetConfig(Strict):
     system_prompt: str | None = Field(None, description="System message put before tasks that have none.")
 
 
+class PromptsConfig(Strict):
+    """Single-turn tasks written out in the request itself. They have no answer: score them by rules or by a judge."""
+
+    type: Literal["inline"] = "inline"
+    prompts: list[str] = Field(min_length=1, description="What the policy is asked; repeats count once.")
+    eval_fraction: float = Field(0.1, ge=0, lt=1, description="Share of prompts held out when evaluation is on.")
+    system_prompt: str | None = Field(None, description="System message put before every prompt.")
+
+
 class DialogueConfig(Strict):
     """Multi-turn dialogue over the tasks of files: a scripted user answers each reply until the goal or the limit."""
 
@@ -66,6 +75,6 @@ class PluginEnvironmentConfig(Strict):
 
 
 EnvironmentConfig = Annotated[
-    ReasoningGymConfig | DatasetConfig | DialogueConfig | ToolsConfig | PluginEnvironmentConfig,
+    ReasoningGymConfig | DatasetConfig | PromptsConfig | DialogueConfig | ToolsConfig | PluginEnvironmentConfig,
     Field(discriminator="type"),
 ]

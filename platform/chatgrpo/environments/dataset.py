@@ -15,7 +15,7 @@ from hashlib import blake2b
 from typing import Any, ClassVar, TypeVar
 
 from chatgrpo.environments.base import Environment, SingleTurn, Task
-from chatgrpo.environments.config import DatasetConfig, DialogueConfig
+from chatgrpo.environments.config import DatasetConfig, DialogueConfig, PromptsConfig
 from chatgrpo.environments.files import Row, read_rows
 from chatgrpo.messages import Message, Role, system, user
 
@@ -42,6 +42,14 @@ def dataset_source(config: DatasetConfig, *, split: str, num_eval: int) -> Datas
     return DatasetSource(split_tasks(config, task_of_row, split=split, num_eval=num_eval))
 
 
+def prompts_source(config: PromptsConfig, *, split: str, num_eval: int) -> DatasetSource:
+    """The prompts of a request, as if they were the lines of a file."""
+    rows = (Row(where=f"prompt {n}", values={"prompt": text}) for n, text in enumerate(config.prompts, start=1))
+    tasks = _distinct(task_of_row(row, config.system_prompt) for row in rows)
+    held_out = _held_out(tasks, config.eval_fraction) if num_eval else set()
+    return DatasetSource(_side(tasks, tasks, held_out, split=split, num_eval=num_eval))
+
+
 def split_tasks(
     config: DatasetConfig | DialogueConfig, make: Callable[[Row, str | None], Task], *, split: str, num_eval: int
 ) -> tuple[Task, ...]:
@@ -57,9 +65,17 @@ def split_tasks(
         questions = {_question(task) for task in held_out}
     else:
         questions = _held_out(tasks, config.eval_fraction)
-        held_out = [task for task in tasks if _question(task) in questions]
+        held_out = tasks
+    return _side(tasks, held_out, questions, split=split, num_eval=num_eval)
+
+
+def _side(
+    tasks: Sequence[Task], candidates: Sequence[Task], questions: set[str], *, split: str, num_eval: int
+) -> tuple[Task, ...]:
+    """Of `tasks` what is trained on, or of `candidates` what is held out, when `questions` are held out."""
     if split == "train":
         return tuple(task for task in tasks if _question(task) not in questions)
+    held_out = [task for task in candidates if _question(task) in questions]
     return tuple(sorted(held_out, key=lambda task: _position(_question(task)))[:num_eval])
 
 

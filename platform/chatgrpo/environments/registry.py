@@ -15,6 +15,7 @@ from chatgrpo.environments.config import (
     DialogueConfig,
     EnvironmentConfig,
     PluginEnvironmentConfig,
+    PromptsConfig,
     ReasoningGymConfig,
     ToolsConfig,
 )
@@ -55,6 +56,10 @@ def build_source(config: EnvironmentConfig, *, split: Split, seed: int, num_eval
             from chatgrpo.environments.dataset import dataset_source
 
             return dataset_source(config, split=split, num_eval=num_eval)
+        case PromptsConfig():
+            from chatgrpo.environments.dataset import prompts_source
+
+            return prompts_source(config, split=split, num_eval=num_eval)
         case DialogueConfig():
             from chatgrpo.environments.dialogue import dialogue_source
 
@@ -83,7 +88,7 @@ def check_source(config: EnvironmentConfig) -> None:
             check_source(config.tasks)
         case PluginEnvironmentConfig():
             _bind(config, split="train", seed=0, num_eval=0)
-        case DatasetConfig() | DialogueConfig():
+        case DatasetConfig() | PromptsConfig() | DialogueConfig():
             pass
 
 

@@ -39,7 +39,10 @@ class RouteConfig(BaseModel):
     rate_limit: int | None = Field(None, ge=1, description="Requests a minute of one caller; null: only `limits`.")
     max_body_bytes: int | None = Field(None, ge=1, description="Largest body; null: the platform's max_body_bytes.")
     successor: str | None = Field(
-        None, pattern="^/", description="Path that answers instead, under its own row; this one is deprecated."
+        None, pattern="^/", description="Path that follows this one, which is deprecated, and answers for it."
+    )
+    is_forwarded: bool = Field(
+        True, description="Whether the successor answers; false: this path has a handler and a shape of its own."
     )
     audit: str | None = Field(None, description="Name of the act in the audit trail; null: not recorded.")
     is_audit_strict: bool = Field(

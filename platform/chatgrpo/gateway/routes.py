@@ -80,8 +80,11 @@ class RequireRow:
         method = scope["method"] if scope["type"] == "http" else "WEBSOCKET"
         match = self.table.match(method, scope["path"])
         if match.row is not None and match.row.successor is not None:
-            await self._forward(match.row, scope, receive, send)
-            return
+            path = _successor(match.row, scope["path"])
+            send = _deprecating(path, send)
+            if match.row.is_forwarded:
+                await self(dict(scope) | {"path": path, "raw_path": quote(path).encode()}, receive, send)
+                return
         if match.row is not None:
             scope["route"] = match.row
             await self.app(scope, receive, send)
@@ -92,17 +95,22 @@ class RequireRow:
             return
         await refuse(NotFound(f"no route {scope['path']}; GET /docs lists them"), scope, receive, send)
 
-    async def _forward(self, row: RouteConfig, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers under the successor's path and row, and says so in the headers (RFC 9745)."""
-        assert row.successor is not None
-        pattern, _, _ = compile_path(row.path)
-        found = pattern.match(scope["path"])
-        path = row.successor.format(**(found.groupdict() if found else {}))
-        headers = [(b"deprecation", DEPRECATED_AT), (b"link", f'<{quote(path)}>; rel="successor-version"'.encode())]
 
-        async def told(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), *headers]
-            await send(message)
+def _successor(row: RouteConfig, path: str) -> str:
+    """The path that follows `path`, with what it says of ids filled in."""
+    assert row.successor is not None
+    pattern, _, _ = compile_path(row.path)
+    found = pattern.match(path)
+    return row.successor.format(**(found.groupdict() if found else {}))
 
-        await self(dict(scope) | {"path": path, "raw_path": quote(path).encode()}, receive, told)
+
+def _deprecating(successor: str, send: Send) -> Send:
+    """Says in the headers that `successor` is to be asked instead (RFC 9745)."""
+    headers = [(b"deprecation", DEPRECATED_AT), (b"link", f'<{quote(successor)}>; rel="successor-version"'.encode())]
+
+    async def told(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", ()), *headers]
+        await send(message)
+
+    return told

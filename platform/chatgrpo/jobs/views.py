@@ -66,7 +66,7 @@ def submitted(job: Job, *, position: int, running_eta_s: float | None) -> dict[s
         "estimated_start_time": iso(estimated),
         "configuration": {
             "agent_type": "SingleTurnAgent"
-            if config["environment"]["type"] in {"reasoning_gym", "dataset"}
+            if config["environment"]["type"] in {"reasoning_gym", "dataset", "inline"}
             else "MultiTurnAgent",
             "num_epochs": config["num_epochs"],
             "batch_size": config["prompts_per_step"] * config["num_generations"],

@@ -60,6 +60,7 @@ BAD: list[tuple[dict[str, Any], str, str, str | None]] = [
     (FULL | {"learning_rate": "fast"}, "learning_rate", "valid number", "'fast'"),
     (FULL | {"environment": {"type": "reasoning_gym", "size": 0}}, "environment.size", "greater than or equal", "0"),
     (FULL | {"environment": {"type": "chess"}}, "environment", "chess", None),
+    (FULL | {"environment": {"type": "inline", "prompts": [1]}}, "environment.prompts[0]", "valid string", "1"),
     (FULL | {"rewards": [{"type": "exact"}, {"type": "regex"}]}, "rewards[1].pattern", "is required", None),
     (FULL | {"rewards": [{"type": "numeric", "tolerance": -1}]}, "rewards[0].tolerance", "greater than", "-1"),
     (FULL | {"prompts_per_step": 3, "num_workers": 2}, "prompts_per_step", "3 is not a multiple", None),

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chatgrpo.environments.base import Task
-from chatgrpo.environments.config import DatasetConfig
+from chatgrpo.environments.config import DatasetConfig, PromptsConfig
 from chatgrpo.environments.dataset import split_tasks, task_of_row
 from chatgrpo.environments.files import Row
 from chatgrpo.environments.registry import build_source
@@ -70,6 +70,20 @@ def test_every_format_gives_the_same_tasks(kind: str, tmp_path: Path) -> None:
         (row["prompt"], row["answer"], {"level": row["level"]}) for row in ROWS
     ]
     assert loaded[0].task_id == tasks(jsonl(tmp_path / "again.jsonl", ROWS[0]))[0].task_id
+
+
+def test_prompts_of_a_request_are_tasks() -> None:
+    config = PromptsConfig(prompts=["b", "a", "b"], system_prompt="Be kind.")
+    source = build_source(config, split="train", seed=0, num_eval=0)
+    assert [[m.content for m in source.task(i).messages] for i in range(len(source))] == [
+        ["Be kind.", "b"],
+        ["Be kind.", "a"],
+    ]
+    many = PromptsConfig(prompts=[f"question {i}" for i in range(40)])
+    sides = [build_source(many, split=split, seed=0, num_eval=5) for split in ("train", "eval")]
+    train, held_out = ({side.task(i).messages[0].content for i in range(len(side))} for side in sides)
+    assert (len(held_out), train & held_out) == (len(sides[1]), set())
+    assert 1 <= len(held_out) <= 5
 
 
 def test_an_exported_conversation_is_asked_again(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from chatgrpo.api.old_train import old_answer
 from chatgrpo.errors import InvalidRequest
 from chatgrpo.inference.loading import load
 from chatgrpo.jobs import checkpoints
 from chatgrpo.jobs.divergence import Diverged
+from chatgrpo.jobs.prompts_request import PromptsRequest
+from chatgrpo.jobs.run_folder import RunFolder
+from chatgrpo.rewards.config import LengthReward
 from chatgrpo.rollouts.trajectories import read_trajectories
 from chatgrpo.training import loop
 from chatgrpo.training.config import TrainConfig
@@ -223,3 +228,19 @@ def test_dynamic_sampling_replaces_groups_that_teach_nothing(tmp_path: Path, mod
 def test_bad_input_fails_the_run_by_name(tmp_path: Path, models_dir: Path, change: dict[str, Any], says: str) -> None:
     with pytest.raises(InvalidRequest, match=says):
         run(TOY | change, place(tmp_path, models_dir))
+
+
+def test_a_run_on_bare_prompts_plays_each_in_every_iteration(tmp_path: Path, models_dir: Path) -> None:
+    short = LengthReward(target_tokens=2, max_tokens=9)
+    request = PromptsRequest(prompts=["say a", "say b"], num_iterations=2, parallel_batch_size=8, rewards=[short])
+    where = place(tmp_path, models_dir)
+    run(request.to_train_config(model="tiny").model_dump(mode="json") | {"max_completion_length": 8}, where)
+    view = {"job_id": "RUN", "status": "succeeded", "progress": {"current_step": 2}, "metrics": {}, "error": None}
+    steps = RunFolder(where.run_dir).read_metrics()
+    told = old_answer(view, steps, cpu_hours=0.0, gpu_hours=0.0)
+    played = list(read_trajectories(where.run_dir / "trajectories-0.jsonl"))
+    assert (told.total_trajectories, len(played)) == (2 * 2 * 8, 2 * 2 * 8)
+    rewards = [t.episode.reward for t in played if t.episode.reward is not None]
+    assert told.average_reward == pytest.approx(sum(rewards) / len(rewards))
+    asked = Counter(t.task.messages[-1].content for t in played)
+    assert asked == {"say a": 16, "say b": 16}
