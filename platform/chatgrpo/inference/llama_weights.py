@@ -116,6 +116,7 @@ class LlamaWeights:
         self.hidden_size = int(config.hidden_size)
         self.intermediate_size = int(config.intermediate_size)
         self.embedding: nn.Parameter = decoder.embed_tokens.weight
+        self.padding_id: int | None = decoder.embed_tokens.padding_idx
         self.final_norm: nn.Parameter = decoder.norm.weight
         self.rotary = decoder.rotary_emb
         self.layers = [self._layer(layer) for layer in decoder.layers]

@@ -36,6 +36,8 @@ def backward(
     for index in reversed(range(len(weights.layers))):
         dx = _layer_backward(weights, index, layout, rotary, recording.layer(index), dx)
     if weights.embedding.requires_grad:
+        if weights.padding_id is not None:  # torch leaves its embedding as it is
+            dx = dx.masked_fill((input_ids_T == weights.padding_id)[:, None], 0.0)
         _grad(weights.embedding).index_add_(0, input_ids_T, dx)
 
 

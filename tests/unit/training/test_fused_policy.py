@@ -95,7 +95,7 @@ def batch() -> MicroBatch:
 
     groups = []
     for prompt_length, lengths in ((9, (1, 4, 7)), (3, (6,)), (1, (2, 2))):
-        prompt = ids(prompt_length)
+        prompt = (0, *ids(prompt_length - 1))  # 0 is the padding token of the tiny model
         groups.append([Row(index=0, episode=episode(prompt, ids(n)), advantage=float(n)) for n in lengths])
     return pack(groups)
 
