@@ -84,7 +84,7 @@ def test_serve_answers_and_leaves_no_process_behind(
         start_new_session=True,
     )
     assert platform.stdout is not None
-    guard = threading.Timer(150, platform.kill)
+    guard = threading.Timer(280, platform.kill)
     guard.start()
     try:
         said = ""
