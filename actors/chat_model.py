@@ -40,7 +40,6 @@ def load_speaker(platform: PlatformConfig, name: str) -> Speaker:
     """A model by name, on the GPU if the replica has one. Raises what `models.find` raises."""
     import torch
 
-    from chatgrpo.inference.llama_weights import LlamaWeights
     from chatgrpo.inference.loading import load
     from chatgrpo.inference.torch_engine import TorchEngine
 
@@ -54,7 +53,8 @@ def load_speaker(platform: PlatformConfig, name: str) -> Speaker:
         device="cuda" if on_gpu else "cpu",
     )
     return Speaker(
-        engine=TorchEngine(loaded.model, loaded.template, weights=LlamaWeights.of(loaded.model)),
+        # The model's own modules: fused weights would be a copy of what is mapped from its file and shared.
+        engine=TorchEngine(loaded.model, loaded.template),
         template=loaded.template,
         context_window=int(loaded.model.config.max_position_embeddings),
         version=name,

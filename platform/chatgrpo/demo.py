@@ -34,6 +34,7 @@ from chatgrpo.training.config import TrainConfig
 # Rewards of single steps are noisy; the first and the last few together are compared.
 _WINDOW = 5
 _NUM_QUESTIONS = 5
+_MEMORY_EVERY_S = 4.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,8 +151,13 @@ class _Memory:
 
     def __init__(self) -> None:
         self.peak_gb = 0.0
+        self._next = 0.0
 
     def look(self) -> None:
+        # To count shared pages the kernel walks all pages of a process and holds up its allocations meanwhile.
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + _MEMORY_EVERY_S
         total = 0
         for process in psutil.Process().children(recursive=True):
             # Shared pages (the object store, libraries) are counted once: each process by its share.

@@ -37,6 +37,7 @@ from chatgrpo.rollouts.sampling import decide
 from chatgrpo.rollouts.stats import RolloutStats
 from chatgrpo.rollouts.trajectories import append_groups
 from chatgrpo.training import ranks
+from chatgrpo.training.allocator import release_freed_memory
 from chatgrpo.training.checkpoint import RunState, load_checkpoint, load_weights, save_checkpoint
 from chatgrpo.training.config import TrainConfig
 from chatgrpo.training.evaluation import Evaluation, evaluate
@@ -211,6 +212,7 @@ class Run:
             update = self.learner.update([g.episodes for g in groups], scored.advantages)
         self.state.step += 1
         self.engine.weights_changed(self.state.step)
+        release_freed_memory()
         updated = time.monotonic()
         stats = sum(ranks.gather(stats), RolloutStats())
         append_groups(self.folder.trajectories(ranks.rank()), groups, step=self.state.step)
