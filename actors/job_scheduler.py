@@ -94,6 +94,7 @@ class JobScheduler:
             try:
                 await self._scheduler.tick()
             except Exception:
+                # One job that cannot be looked at must not stop the queue for good.
                 logger.exception("tick failed")
             try:
                 await asyncio.wait_for(self._wake.wait(), self._tick_s)

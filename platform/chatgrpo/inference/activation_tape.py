@@ -29,6 +29,19 @@ class _Widths:
     gate_up: int
     num_layers: int
 
+    @staticmethod
+    def of(weights: LlamaWeights) -> _Widths:
+        return _Widths(
+            x=weights.hidden_size,
+            qkv=(weights.num_heads + 2 * weights.num_kv_heads) * weights.head_dim,
+            gate_up=2 * weights.intermediate_size,
+            num_layers=len(weights.layers),
+        )
+
+    @property
+    def values_per_token(self) -> int:
+        return self.num_layers * (2 * self.x + self.qkv + self.gate_up) + self.x
+
 
 class _Block:
     """Slots of consecutive tokens; each field is one tensor of layers x tokens x width."""
@@ -111,30 +124,20 @@ class Recording:
 
 
 class ActivationTape:
-    """`max_tokens`: its budget. Slots are numbered through all blocks."""
+    """`max_tokens`: its budget. Slots are numbered through all blocks: `_next` is next, `_end` behind the last."""
 
     def __init__(self, weights: LlamaWeights, *, max_tokens: int) -> None:
-        self._widths = _Widths(
-            x=weights.hidden_size,
-            qkv=(weights.num_heads + 2 * weights.num_kv_heads) * weights.head_dim,
-            gate_up=2 * weights.intermediate_size,
-            num_layers=len(weights.layers),
-        )
+        self._widths = _Widths.of(weights)
         self._like = weights.embedding
         self._max_tokens = max_tokens
         self._blocks: list[_Block] = []
-        self._used = self._room = 0
+        self._used = self._next = self._end = 0
         self._slots: dict[tuple[int, ...], list[int]] = {}
         self._entropies: dict[int, float] = {}
 
     @staticmethod
     def bytes_per_token(weights: LlamaWeights) -> int:
-        width = (
-            2 * weights.hidden_size
-            + (weights.num_heads + 2 * weights.num_kv_heads) * weights.head_dim
-            + 2 * weights.intermediate_size
-        )
-        return 4 * (len(weights.layers) * width + weights.hidden_size)
+        return weights.embedding.element_size() * _Widths.of(weights).values_per_token
 
     @property
     def device(self) -> torch.device:
@@ -144,16 +147,15 @@ class ActivationTape:
         """Slots for the tokens of one forward, or None when the budget is used up."""
         if self._used + num_tokens > self._max_tokens:
             return None
-        if num_tokens > self._room:
+        if self._next + num_tokens > self._end:
             # What is left of the last block stays unused; it was never touched.
-            total = sum(b.num_tokens for b in self._blocks)
-            self._blocks.append(_Block(max(num_tokens, _BLOCK_TOKENS), self._widths, self._like))
-            self._room = self._blocks[-1].num_tokens
-            self._next = total
+            self._next = self._end
+            size = max(num_tokens, min(_BLOCK_TOKENS, self._max_tokens - self._used))
+            self._blocks.append(_Block(size, self._widths, self._like))
+            self._end += size
         block = self._blocks[-1]
-        start = block.num_tokens - self._room
         slots = range(self._next, self._next + num_tokens)
-        self._room -= num_tokens
+        start = self._next - (self._end - block.num_tokens)
         self._next += num_tokens
         self._used += num_tokens
         return Recorder(block, slice(start, start + num_tokens)), slots
@@ -179,4 +181,4 @@ class ActivationTape:
         self._blocks.clear()
         self._slots.clear()
         self._entropies.clear()
-        self._used = self._room = 0
+        self._used = self._next = self._end = 0

@@ -16,9 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-# Lengths and row counts grow in these steps: a growth copies everything, an unused token costs memory only.
-_LENGTH_STEP = 64
-_ROW_STEP = 8
+from chatgrpo.inference.cache_size import rounded
 
 
 class Prefix:
@@ -53,8 +51,8 @@ class KVCache:
         """Makes room for so many rows and tokens; what is held stays."""
         if num_rows <= self.num_rows and max_length <= self.max_length:
             return
-        self.num_rows = max(self.num_rows, -(-num_rows // _ROW_STEP) * _ROW_STEP)
-        self.max_length = max(self.max_length, -(-max_length // _LENGTH_STEP) * _LENGTH_STEP)
+        num_rows, max_length = rounded(num_rows, max_length)
+        self.num_rows, self.max_length = max(self.num_rows, num_rows), max(self.max_length, max_length)
         if self._keys is not None and self._values is not None:
             self._keys, self._values = self._grown(self._keys), self._grown(self._values)
 

@@ -40,16 +40,11 @@ class Projection:
 
     @property
     def base(self) -> Any:
-        return getattr(self.module, "base_layer", self.module)
+        return _base(self.module)
 
     @property
     def adapter(self) -> Adapter | None:
-        if self.base is self.module:
-            return None
-        (name,) = self.module.active_adapters
-        return Adapter(
-            self.module.lora_A[name].weight, self.module.lora_B[name].weight, float(self.module.scaling[name])
-        )
+        return _adapter(self.module)
 
 
 class Fused:
@@ -80,10 +75,15 @@ class Fused:
         self._merged = products.pack(merged)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return products.linear(x, self.weight if self._merged is None else self._merged, self.bias)
+        return products.linear(x, self._spoken, self.bias)
 
     def added_to(self, x: Tensor, residual: Tensor) -> Tensor:
-        return products.linear_add(x, self.weight if self._merged is None else self._merged, self.bias, residual)
+        return products.linear_add(x, self._spoken, self.bias, residual)
+
+    @property
+    def _spoken(self) -> Tensor:
+        """For products with inputs: what the adapters made of the weight."""
+        return self.weight if self._merged is None else self._merged
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ class LlamaWeights:
             if parameter.data_ptr() not in fused:
                 parameter.data = parameter.data.clone()
         self._head = causal_lm.get_output_embeddings()
-        self._head_adapter = Projection(self._head, 0, 0).adapter
+        self._head_adapter = _adapter(self._head)
         self._merged_head: Tensor | None = None
         self.refresh()
 
@@ -165,6 +165,13 @@ class LlamaWeights:
 
 def _base(module: Any) -> Any:
     return getattr(module, "base_layer", module)
+
+
+def _adapter(module: Any) -> Adapter | None:
+    if _base(module) is module:
+        return None
+    (name,) = module.active_adapters
+    return Adapter(module.lora_A[name].weight, module.lora_B[name].weight, float(module.scaling[name]))
 
 
 def _fits(causal_lm: Any) -> bool:

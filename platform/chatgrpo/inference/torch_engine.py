@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from chatgrpo.errors import InvalidRequest
-from chatgrpo.inference.activation_tape import ActivationTape
+from chatgrpo.inference.activation_tape import ActivationTape, Recorder
 from chatgrpo.inference.chat_template import ChatTemplate
 from chatgrpo.inference.engine import FinishReason, GenerationRequest, TokenEvent
 from chatgrpo.inference.kv_cache import DecodeLayout, KVCache, PrefillLayout, Prefix, Prompt, SavedRow
@@ -184,7 +184,7 @@ class TorchEngine:
 
     def _prefill(self, prefills: list[_Prefill]) -> list[TokenEvent]:
         first, num_tokens = len(self._rows), sum(len(p.new_ids) for p in prefills)
-        recorded = self._tape.record(num_tokens) if self._tape is not None else None
+        recorded = self._record(num_tokens)
         prompts: list[Prompt] = []
         offset = 0
         for part in prefills:
@@ -227,7 +227,8 @@ class TorchEngine:
 
     def _decode(self) -> list[TokenEvent]:
         self._reserve()
-        recorded = self._tape.record(len(self._rows)) if self._tape is not None else None
+        # A row that missed the tape once is computed again as a whole: nothing more is kept for its sake.
+        recorded = self._record(len(self._rows)) if any(row.slots is not None for row in self._rows) else None
         layout = DecodeLayout(
             self._cache,
             torch.tensor([row.own_length for row in self._rows], device=self._device),
@@ -247,6 +248,9 @@ class TorchEngine:
                 row.slots.append(recorded[1][index])
         return self._sample(0, logits)
 
+    def _record(self, num_tokens: int) -> tuple[Recorder, range] | None:
+        return None if self._tape is None else self._tape.record(num_tokens)
+
     def _prefixes(self) -> list[tuple[Prefix, Tensor]]:
         rows: dict[int, tuple[Prefix, list[int]]] = {}
         for index, row in enumerate(self._rows):
@@ -255,7 +259,13 @@ class TorchEngine:
         return [(prefix, torch.tensor(indices, device=self._device)) for prefix, indices in rows.values()]
 
     def _forward(
-        self, input_ids: Tensor, positions: Tensor, layout: Any, *, recorder: Any, keep: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        positions: Tensor,
+        layout: Any,
+        *,
+        recorder: Recorder | None,
+        keep: Tensor | None = None,
     ) -> Tensor:
         """Logits of the positions in `keep` (all when None): NV."""
         if self._weights is not None:

@@ -376,7 +376,7 @@ def _policy(model: Any, config: TrainConfig, device: str) -> Policy:
         # DeepSpeed flattens parameters, and the fast path has no checkpoints inside its forward.
         fused=config.fast_path and config.deepspeed is None and not config.gradient_checkpointing,
     )
-    if policy.weights is not None:
+    if policy.weights is not None and config.reuse_activations_gb:
         max_tokens = int(config.reuse_activations_gb * 1e9 / ActivationTape.bytes_per_token(policy.weights))
         policy.tape = ActivationTape(policy.weights, max_tokens=max_tokens)
     return policy

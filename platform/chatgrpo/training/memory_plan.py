@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+from chatgrpo.inference.cache_size import rounded
 from chatgrpo.training.config import TrainConfig
 
 # Python, torch, transformers and peft with their threads, measured after imports on Linux x86-64.
@@ -19,7 +20,6 @@ _FLOAT = 4
 # Tensors of the MLP's width that one layer's backward holds at once, and rows of logits in the head's.
 _BACKWARD_WIDTHS = 6
 _HEAD_ROWS = 2 * 128
-_LENGTH_STEP, _ROW_STEP = 64, 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +138,6 @@ def plan(config: TrainConfig, shape: ModelShape) -> MemoryPlan:
 
 
 def _cache_bytes(config: TrainConfig, shape: ModelShape, rows: int) -> int:
-    at_once = min(rows, config.rollout_batch_size)
     length = config.max_prompt_length + config.max_completion_length + 1
-    padded = -(-length // _LENGTH_STEP) * _LENGTH_STEP
-    return -(-at_once // _ROW_STEP) * _ROW_STEP * padded * shape.cache_bytes_per_token
+    num_rows, length = rounded(min(rows, config.rollout_batch_size), length)
+    return num_rows * length * shape.cache_bytes_per_token
