@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from starlette.requests import HTTPConnection
 
 from chatgrpo.api.errors import RESPONSES
-from chatgrpo.gateway.gateway import Gateway
+from chatgrpo.api.keys import GatewayOf
 from chatgrpo.gateway.identity import Identity
 from chatgrpo.gateway.roles import Permission
 
@@ -36,13 +36,13 @@ class Trail(BaseModel):
 @router.get("")
 async def read_audit(
     connection: HTTPConnection,
+    gateway: GatewayOf,
     what: Annotated[str | None, Query(max_length=64, description="Name of an act; `job.`: all of jobs.")] = None,
     before: Annotated[int | None, Query(ge=0, description="Only entries with a smaller number: the next page.")] = None,
     limit: Annotated[int, Query(ge=1, le=500, description="At most so many, newest first.")] = 100,
 ) -> Trail:
     """Acts of the caller's tenant; of every tenant for who may manage these."""
-    gateway, identity = connection.app.state.gateway, connection.state.identity
-    assert isinstance(gateway, Gateway)
+    identity = connection.state.identity
     assert isinstance(identity, Identity)
     tenant = None if Permission.TENANTS_MANAGE in identity.permissions else identity.tenant
     trail = await gateway.store.trail()

@@ -68,18 +68,13 @@ class CachedChat:
                 return pieces
             # Whoever wrote it left or failed: one of those who waited writes it now.
 
-    async def stream(
+    def stream(
         self, model: str, messages: Sequence[Message], params: SamplingParams, asker: Asker | None = None
     ) -> AsyncGenerator[ChatDelta, None]:
         """As `GuardedChat.stream`; what may be told again is kept."""
         if asker is None or not self._is_for(params):
-            deltas = self._chat.stream(model, messages, params)
-        else:
-            name = name_of(asker, model, messages, params)
-            deltas = self._written(name, model, messages, params, asker)
-        async with aclosing(deltas):
-            async for delta in deltas:
-                yield delta
+            return self._chat.stream(model, messages, params)
+        return self._written(name_of(asker, model, messages, params), model, messages, params, asker)
 
     def _remember(self, model: str, messages: Sequence[Message], params: SamplingParams, asker: Asker) -> None:
         """What was asked in a conversation is not remembered beside it: it may be forgotten any time."""

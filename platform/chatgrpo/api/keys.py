@@ -60,7 +60,10 @@ async def _gateway(connection: HTTPConnection) -> Gateway:
     return gateway
 
 
-async def _keyring(gateway: Annotated[Gateway, Depends(_gateway)]) -> Keyring:
+GatewayOf = Annotated[Gateway, Depends(_gateway)]
+
+
+async def _keyring(gateway: GatewayOf) -> Keyring:
     return gateway.keyring
 
 

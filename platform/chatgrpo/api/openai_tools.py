@@ -16,6 +16,8 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from ulid import ULID
 
+from chatgrpo.inference.deltas import overlap
+
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 _BEGIN: Final = "<tool_call>"
 _CALL: Final = re.compile(r"<tool_call>\s*(\{.*?\})\s*(?:</tool_call>|\Z)", re.DOTALL)
@@ -76,7 +78,7 @@ class SpokenText:
         self._held += text
         at = self._held.find(_BEGIN)
         if at < 0:
-            at = len(self._held) - _overlap(self._held)
+            at = len(self._held) - overlap(self._held, _BEGIN)
         out, self._held = self._held[:at], self._held[at:]
         return out
 
@@ -114,8 +116,3 @@ def _read(text: str) -> dict[str, Any] | None:
         return None
     function = {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)}
     return {"id": f"call_{ULID()}", "type": "function", "function": function}
-
-
-def _overlap(text: str) -> int:
-    """Length of the longest end of `text` that begins a call."""
-    return next((n for n in range(min(len(text), len(_BEGIN) - 1), 0, -1) if text.endswith(_BEGIN[:n])), 0)

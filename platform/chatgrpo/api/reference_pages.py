@@ -3,14 +3,13 @@ a network, and nothing of another host runs in them."""
 
 from __future__ import annotations
 
-import os
 from importlib.resources import files
 
 from fastapi import FastAPI
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
-from starlette.responses import HTMLResponse, Response
-from starlette.staticfiles import StaticFiles
-from starlette.types import Scope
+from starlette.responses import HTMLResponse
+
+from chatgrpo.api.dashboard.site import FilesWith
 
 ASSETS = "/docs/assets"
 # Both pages begin with a script and styles of their own; ReDoc searches in a worker that it makes from a blob.
@@ -19,17 +18,6 @@ _POLICY = (
     "font-src 'self' data:; connect-src 'self'; worker-src blob:; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"
 )
-
-
-class _Files(StaticFiles):
-    """Their names have no version, and they are large: browsers ask once a day."""
-
-    def file_response(
-        self, full_path: str | os.PathLike[str], stat_result: os.stat_result, scope: Scope, status_code: int = 200
-    ) -> Response:
-        response = super().file_response(full_path, stat_result, scope, status_code)
-        response.headers["Cache-Control"] = "max-age=86400"
-        return response
 
 
 def add_reference_pages(app: FastAPI) -> None:
@@ -60,7 +48,8 @@ def add_reference_pages(app: FastAPI) -> None:
         )
         return _careful(page)
 
-    app.mount(ASSETS, _Files(directory=str(files("fastapi_offline") / "static")))
+    # Their names have no version, and they are large: browsers ask once a day.
+    app.mount(ASSETS, FilesWith(str(files("fastapi_offline") / "static"), {"Cache-Control": "max-age=86400"}))
     app.add_api_route("/docs", swagger, include_in_schema=False)
     app.add_api_route("/redoc", redoc, include_in_schema=False)
 

@@ -74,9 +74,7 @@ def least_connections(candidates: Sequence[Candidate], turn: Turn) -> list[Candi
 def weighted(candidates: Sequence[Candidate], turn: Turn) -> list[Candidate]:
     """Requests in proportion to the weights, as evenly in time as whole requests can be; weight 0 only when there is
     nobody else."""
-    return _sorted(
-        candidates, turn, lambda c: (c.num_routed + 1) / c.weight if c.weight > 0 else float("inf"), is_tied=False
-    )
+    return sorted(candidates, key=lambda c: (c.num_routed + 1) / c.weight if c.weight > 0 else float("inf"))
 
 
 def latency(candidates: Sequence[Candidate], turn: Turn) -> list[Candidate]:
@@ -164,11 +162,9 @@ class Ledger:
         self._started = {request: at for request, at in self._started.items() if at[0] in ids}
 
 
-def _sorted(
-    candidates: Sequence[Candidate], turn: Turn, cost: Callable[[Candidate], Any], *, is_tied: bool = True
-) -> list[Candidate]:
+def _sorted(candidates: Sequence[Candidate], turn: Turn, cost: Callable[[Candidate], Any]) -> list[Candidate]:
     """Ties go round from a random place, so that many routers do not all fall upon the same replica."""
-    first = int(turn.draw * len(candidates)) if is_tied else 0
+    first = int(turn.draw * len(candidates))
     return sorted([*candidates[first:], *candidates[:first]], key=cost)
 
 

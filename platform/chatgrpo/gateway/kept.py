@@ -6,7 +6,7 @@ import struct
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from chatgrpo.state.redis_connection import open_redis, translated
 
@@ -21,18 +21,6 @@ class Kept:
 
     body: bytes
     made_at: float
-
-
-class KeptStore(Protocol):
-    """Raises Unavailable when it cannot be reached."""
-
-    async def get(self, name: str) -> Kept | None: ...
-
-    async def put(self, name: str, kept: Kept, tags: Sequence[str], *, ttl_s: float) -> None: ...
-
-    async def drop(self, tag: str) -> None: ...
-
-    async def close(self) -> None: ...
 
 
 class MemoryKept:
@@ -67,9 +55,6 @@ class MemoryKept:
         for name in list(self._names.get(tag, ())):
             self._remove(name)
 
-    async def close(self) -> None:
-        return None
-
     def _remove(self, name: str) -> None:
         kept, tags = self._kept.pop(name, (None, ()))
         self._num_bytes -= len(kept.body) + _OVERHEAD_BYTES if kept else 0
@@ -81,7 +66,7 @@ class MemoryKept:
 
 
 class RedisKept:
-    """For all replicas of a cluster. Connects at its first use."""
+    """For all replicas of a cluster. Connects at its first use; raises Unavailable when Redis cannot be reached."""
 
     def __init__(self, url: str, *, prefix: str) -> None:
         self._redis: Any = open_redis(url)

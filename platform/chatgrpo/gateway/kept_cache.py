@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from chatgrpo.clock import Clock
 from chatgrpo.errors import PlatformError
-from chatgrpo.gateway.kept import Kept, KeptStore, MemoryKept, RedisKept
+from chatgrpo.gateway.kept import Kept, MemoryKept, RedisKept
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class Found:
 class KeptCache:
     """`shared` is what all replicas have, if there is such a thing."""
 
-    def __init__(self, *, clock: Clock, max_bytes: int, shared: KeptStore | None = None) -> None:
+    def __init__(self, *, clock: Clock, max_bytes: int, shared: RedisKept | None = None) -> None:
         self.memory = MemoryKept(max_bytes)
         self.shared = shared
         self._clock = clock

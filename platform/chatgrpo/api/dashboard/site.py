@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -26,14 +27,18 @@ HEADERS = {
 }
 
 
-class _Files(StaticFiles):
-    """StaticFiles that sends HEADERS with everything."""
+class FilesWith(StaticFiles):
+    """StaticFiles that sends `headers` with everything."""
+
+    def __init__(self, directory: str | os.PathLike[str], headers: Mapping[str, str]) -> None:
+        super().__init__(directory=directory)
+        self._headers = headers
 
     def file_response(
         self, full_path: str | os.PathLike[str], stat_result: os.stat_result, scope: Scope, status_code: int = 200
     ) -> Response:
         response = super().file_response(full_path, stat_result, scope, status_code)
-        response.headers.update(HEADERS)
+        response.headers.update(self._headers)
         return response
 
 
@@ -44,4 +49,4 @@ async def index() -> Response:
 
 def add_dashboard(app: FastAPI) -> None:
     app.add_api_route("/", index, include_in_schema=False, response_class=FileResponse)
-    app.mount("/dashboard", _Files(directory=STATIC))
+    app.mount("/dashboard", FilesWith(STATIC, HEADERS))
