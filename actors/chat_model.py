@@ -24,9 +24,8 @@ from chatgrpo.inference.engine import SamplingParams
 from chatgrpo.messages import Message
 from chatgrpo.monitoring.catalog import MODEL_REPLICAS
 from chatgrpo.monitoring.history import Row
-from chatgrpo.monitoring.merging import rows_of
 from chatgrpo.monitoring.process import observe_process
-from chatgrpo.monitoring.samples import of_chat, registry_of
+from chatgrpo.monitoring.samples import of_chat
 from chatgrpo.monitoring.tracing import carrier, stream_span
 from chatgrpo.monitoring.usage import cache_rows
 
@@ -102,7 +101,7 @@ class ChatModel:
         runner = self._runner
         return [
             (MODEL_REPLICAS.sample_name, {}, 1.0),
-            *rows_of(registry_of(of_chat(runner.status()))),
+            *(sample.row for sample in of_chat(runner.status())),
             *cache_rows("model", num_hits=runner.num_hits, num_misses=runner.num_misses),
         ]
 

@@ -55,8 +55,7 @@ class MetricsHub:
     async def _tick_forever(self) -> None:
         while True:
             try:
-                await self._monitor.tick()
-                self._ray_metrics.show(await self._monitor.rows())
+                self._ray_metrics.show(await self._monitor.tick())
                 if self._monitor.advisor.config.apply:
                     say_advised(self._monitor.advisor.advice)
             except Exception:

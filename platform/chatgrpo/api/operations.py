@@ -127,8 +127,8 @@ class Operations:
 
     async def rows(self, requests: CollectorRegistry) -> list[Row]:
         """All of that and what this process counts, for the monitor."""
-        reported = samples.registry_of(await self.samples())
-        return [row for registry in (requests, meters.PROCESS.registry, reported) for row in rows_of(registry)]
+        reported = [sample.row for sample in await self.samples()]
+        return [*rows_of(requests), *rows_of(meters.PROCESS.registry), *reported]
 
     async def merged(self, own: Sequence[Row]) -> Sequence[Row]:
         """The figures of all processes, this one's the newest; `own` when the monitor does not answer."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from chatgrpo.monitoring import analytics
+from chatgrpo.monitoring import analytics, catalog
 from chatgrpo.monitoring.advice import Advice, Facts, decide
 from chatgrpo.monitoring.advice_config import AdviceConfig
 from chatgrpo.monitoring.forecast import Forecast, forecast
@@ -30,7 +30,7 @@ class Advisor:
         if not self._log.is_due(now):
             return
         minute = analytics.Window(history, now, 60.0)
-        replies = minute.mean("chatgrpo_chat_requests") or 0.0
+        replies = minute.mean(catalog.CHAT_REQUESTS.name) or 0.0
         self._log.add(LoadPoint(at=now, replies=replies, jobs=_jobs(history, now)))
         if self._decided_at is None or now - self._decided_at >= 300.0:
             self._decided_at = now
@@ -51,7 +51,7 @@ class Advisor:
 
     async def _decide(self, history: History, now: float) -> tuple[list[Advice], Forecast]:
         window = analytics.Window(history, now, 300.0)
-        chat_p95_s = window.quantile("chatgrpo_http_request_seconds", 0.95, analytics.is_chat)
+        chat_p95_s = window.quantile(catalog.HTTP_SECONDS.name, 0.95, analytics.is_chat)
         replicas, workers = _replicas(history, now), round(_last(history, "running", now))
         replies, jobs = await self._forecast("replies", now), await self._forecast("jobs", now)
         facts = Facts(
@@ -80,12 +80,12 @@ def _jobs(history: History, now: float) -> float:
 
 
 def _last(history: History, state: str, now: float) -> float:
-    found = history.window("chatgrpo_jobs", {"state": state}, now - 60.0, now)
+    found = history.window(catalog.JOBS.name, {"state": state}, now - 60.0, now)
     return max((points[-1][1] for points in found.values()), default=0.0)
 
 
 def _replicas(history: History, now: float) -> int:
-    found = history.window("chatgrpo_model_replicas", {}, now - 60.0, now)
+    found = history.window(catalog.MODEL_REPLICAS.name, {}, now - 60.0, now)
     # Without a hub there is one process, and the model is in it or behind it.
     return max(1, round(max((points[-1][1] for points in found.values()), default=1.0)))
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from statistics import fmean
 from typing import Any
 
+from chatgrpo.monitoring import catalog
 from chatgrpo.monitoring.advice_config import AdviceConfig
 from chatgrpo.monitoring.history import History, Labels
 
@@ -37,6 +38,8 @@ class Window:
 
     def __init__(self, history: History, now: float, over_s: float) -> None:
         self._history, self._now, self._over_s = history, now, over_s
+        # Asked for several figures, looked up once: a window is of one moment.
+        self._found: dict[str, dict[Labels, list[tuple[float, float]]]] = {}
 
     def grown(self, name: str, where: Callable[[dict[str, str]], bool] = lambda _: True) -> float:
         """How much the counters of this name grew together."""
@@ -62,7 +65,9 @@ class Window:
         return self.grown(name, where) / self._over_s
 
     def _points(self, name: str) -> dict[Labels, list[tuple[float, float]]]:
-        return self._history.window(name, {}, self._now - self._over_s, self._now)
+        if name not in self._found:
+            self._found[name] = self._history.window(name, {}, self._now - self._over_s, self._now)
+        return self._found[name]
 
     def _ends(self, name: str) -> list[tuple[Labels, float, float]]:
         return [(labels, points[0][1], points[-1][1]) for labels, points in self._points(name).items()]
@@ -78,25 +83,25 @@ def summary(history: History, now: float) -> dict[str, dict[str, Any]]:
 
 
 def _of(window: Window) -> dict[str, Any]:
-    requests = window.grown("chatgrpo_http_requests_total")
-    failed = window.grown("chatgrpo_http_requests_total", lambda labels: labels["status"] == "5xx")
-    seconds, waits = "chatgrpo_http_request_seconds", "chatgrpo_http_queue_seconds"
+    requests = window.grown(catalog.HTTP_REQUESTS.sample_name)
+    failed = window.grown(catalog.HTTP_REQUESTS.sample_name, lambda labels: labels["status"] == "5xx")
+    seconds, waits = catalog.HTTP_SECONDS.name, catalog.HTTP_QUEUE_SECONDS.name
     return {
-        "requests_per_s": window.rate("chatgrpo_http_requests_total"),
+        "requests_per_s": window.rate(catalog.HTTP_REQUESTS.sample_name),
         "error_rate": failed / requests if requests else 0.0,
         "p50_s": window.quantile(seconds, 0.5),
         "p95_s": window.quantile(seconds, 0.95),
         "p99_s": window.quantile(seconds, 0.99),
         "chat_p95_s": window.quantile(seconds, 0.95, is_chat),
         "queue_p95_s": window.quantile(waits, 0.95),
-        "chats_per_s": window.rate("chatgrpo_http_requests_total", is_answered_chat),
-        "chat_tokens_per_s": window.rate("chatgrpo_chat_tokens_total"),
-        "replies_in_flight": window.mean("chatgrpo_chat_requests"),
-        "cpu_percent": window.mean("chatgrpo_cpu_percent"),
-        "memory_percent": window.mean("chatgrpo_memory_percent"),
-        "gpu_percent": window.mean("chatgrpo_gpu_percent"),
-        "training_tokens_per_s": window.mean("chatgrpo_training_tokens_per_second"),
-        "training_mfu": window.mean("chatgrpo_training_mfu_ratio"),
+        "chats_per_s": window.rate(catalog.HTTP_REQUESTS.sample_name, is_answered_chat),
+        "chat_tokens_per_s": window.rate(catalog.CHAT_TOKENS.sample_name),
+        "replies_in_flight": window.mean(catalog.CHAT_REQUESTS.name),
+        "cpu_percent": window.mean(catalog.CPU_PERCENT.name),
+        "memory_percent": window.mean(catalog.MEMORY_PERCENT.name),
+        "gpu_percent": window.mean(catalog.GPU_PERCENT.name),
+        "training_tokens_per_s": window.mean(catalog.TRAINING["rollout/tokens_per_s"].name),
+        "training_mfu": window.mean(catalog.TRAINING["mfu"].name),
     }
 
 

@@ -53,7 +53,7 @@ def forecast(values: Sequence[float], *, horizon: int, periods: Sequence[int] = 
             damped_trend=True,
             seasonal="add" if period else None,
             seasonal_periods=period,
-            initialization_method="heuristic" if len(past) >= 10 else "estimated",
+            initialization_method="heuristic",
         ).fit()
         mean = np.asarray(fitted.forecast(horizon))
     spread = float(np.std(fitted.resid))

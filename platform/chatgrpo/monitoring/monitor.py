@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Protocol
 
 from ulid import ULID
@@ -90,10 +91,11 @@ class Monitor:
     async def rows(self) -> list[Row]:
         return self._merged.rows(self._clock.now())
 
-    async def tick(self) -> None:
-        """One look at all rules; changes that no silence covers go to the handlers."""
+    async def tick(self) -> list[Row]:
+        """One look at all rules; changes that no silence covers go to the handlers. Returns the figures it saw."""
         now = self._clock.now()
-        self._history.add(now, self._merged.rows(now))
+        rows = self._merged.rows(now)
+        self._history.add(now, rows)
         looked = look(self._config.rules, self._history, self._active, now)
         self._active = looked.active
         self._silences = {i: s for i, s in self._silences.items() if s.until > now}
@@ -105,6 +107,7 @@ class Monitor:
         if told and self._notify is not None:
             await self._notify(told)
         await self.advisor.observe(self._history, now)
+        return rows
 
     async def advice(self) -> Json:
         return self.advisor.view(self._history, self._clock.now())
@@ -123,11 +126,11 @@ class Monitor:
         made = Silence(id=str(ULID()), rule=rule, labels=dict(labels), until=until, by=by, reason=reason)
         self._silences[made.id] = made
         await self._keep_silences()
-        return _shown(made)
+        return asdict(made)
 
     async def silences(self) -> list[Json]:
         now = self._clock.now()
-        return [_shown(silence) for silence in self._silences.values() if silence.until > now]
+        return [asdict(silence) for silence in self._silences.values() if silence.until > now]
 
     async def unsilence(self, silence_id: str) -> None:
         if self._silences.pop(silence_id, None) is None:
@@ -151,14 +154,3 @@ def reach(condition: Condition) -> float:
         return max(condition.long_s, condition.short_s)
     # Absence needs the newest point only, but for as long as it may take to notice.
     return condition.over_s * (2 if isinstance(condition, Absence) else 1)
-
-
-def _shown(silence: Silence) -> Json:
-    return {
-        "id": silence.id,
-        "rule": silence.rule,
-        "labels": dict(silence.labels),
-        "until": silence.until,
-        "by": silence.by,
-        "reason": silence.reason,
-    }

@@ -6,13 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.core import Metric as Family
-from prometheus_client.registry import Collector
-
 from chatgrpo.monitoring import catalog
-from chatgrpo.monitoring.catalog import Kind, Metric
+from chatgrpo.monitoring.catalog import Metric
+from chatgrpo.monitoring.history import Row
 
 # So many active runs are told apart; a cluster with more shows the first ones.
 MAX_JOBS = 200
@@ -27,6 +23,11 @@ class Sample:
     metric: Metric
     value: float
     labels: tuple[str, ...] = ()
+
+    @property
+    def row(self) -> Row:
+        """As it stands in the exposition."""
+        return self.metric.sample_name, dict(zip(self.metric.labels, self.labels, strict=True)), self.value
 
 
 def of_components(components: Mapping[str, Facts]) -> Iterator[Sample]:
@@ -72,26 +73,3 @@ def of_models(jobs: Iterable[Facts]) -> Iterator[Sample]:
     for job in list(jobs)[:MAX_JOBS]:
         if "eval_reward" in job["metrics"]:
             yield Sample(catalog.MODEL_QUALITY, float(job["metrics"]["eval_reward"]), (str(job["job_id"]),))
-
-
-class Reported(Collector):
-    """Samples as metric families, for an exposition."""
-
-    def __init__(self, samples: Iterable[Sample]) -> None:
-        self._samples = list(samples)
-
-    def collect(self) -> Iterable[Family]:
-        families: dict[str, Any] = {}
-        for sample in self._samples:
-            metric = sample.metric
-            if metric.name not in families:
-                made = CounterMetricFamily if metric.kind is Kind.COUNTER else GaugeMetricFamily
-                families[metric.name] = made(metric.name, metric.help, labels=metric.labels, unit=metric.unit)
-            families[metric.name].add_metric(sample.labels, sample.value)
-        return families.values()
-
-
-def registry_of(samples: Iterable[Sample]) -> CollectorRegistry:
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(Reported(samples))
-    return registry

@@ -16,17 +16,16 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
-from typing import ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from opentelemetry import propagate, trace
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace import Span, Status, StatusCode, Tracer
 
 from chatgrpo.monitoring.catalog import Kind
 from chatgrpo.monitoring.meters import PROCESS, custom
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -41,13 +40,21 @@ def tracer() -> Tracer:
 def configure_tracing(service: str, *, otlp_endpoint: str | None, sample_ratio: float = 1.0) -> None:
     """Makes this process send its spans to `{otlp_endpoint}/v1/traces`. Once a process; nothing without an endpoint.
     A collector that is down costs the spans, never a request: they are sent by a thread of their own."""
-    if otlp_endpoint is not None and not isinstance(trace.get_tracer_provider(), TracerProvider):
+    if otlp_endpoint is None:
+        return
+    from opentelemetry.sdk.trace import TracerProvider
+
+    if not isinstance(trace.get_tracer_provider(), TracerProvider):
         trace.set_tracer_provider(make_provider(service, otlp_endpoint=otlp_endpoint, sample_ratio=sample_ratio))
 
 
 def make_provider(service: str, *, otlp_endpoint: str, sample_ratio: float = 1.0) -> TracerProvider:
-    # Only who exports pays for loading protobuf and requests.
+    # Only who exports pays for loading the SDK, protobuf and requests.
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 
     resource = Resource.create({"service.name": f"chatgrpo-{service}"})
     provider = TracerProvider(resource=resource, sampler=ParentBased(TraceIdRatioBased(sample_ratio)))
@@ -81,6 +88,8 @@ def environment_carrier(env: Mapping[str, str]) -> dict[str, str]:
 
 def flush_tracing() -> None:
     """Sends what has ended so far. For processes that may be killed as soon as they have done their work."""
+    from opentelemetry.sdk.trace import TracerProvider
+
     provider = trace.get_tracer_provider()
     if isinstance(provider, TracerProvider):
         provider.force_flush(5000)
