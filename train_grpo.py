@@ -190,25 +190,23 @@ def main(arguments: list[str] | None = None) -> int:
     folder = RunFolder.of(platform.runs_dir, run_id)
     attempt = int(os.environ.get("CHATGRPO_ATTEMPT", "1"))
     try:
-        sweep = read_sweep(options.tune, options.set) if options.tune else None
-        config = None
-        if options.job and is_sweep(load_yaml(folder.config)):
-            sweep = sweep_of(load_yaml(folder.config))
-        elif sweep is None:
+        config: TrainConfig | SweepConfig
+        if options.tune:
+            config = read_sweep(options.tune, options.set)
+        elif options.job and is_sweep(stored := load_yaml(folder.config)):
+            config = sweep_of(stored)
+        else:
             config = read_config(folder.config if options.job else Path(options.config), options.set)
         if not options.job:
-            chosen = config or sweep
-            assert chosen is not None
-            folder.prepare(chosen.model_dump(mode="json"))
+            folder.prepare(config.model_dump(mode="json"))
         address = os.environ.get("CHATGRPO_RAY_ADDRESS")
         ray.init(address, ignore_reinit_error=True, runtime_env={"env_vars": _worker_env()})
-        if config is not None:
+        if isinstance(config, SweepConfig):
+            result = _run_sweep(config, run_id, platform, attempt)
+        else:
             with trace_operation("training.run", component="trainer", parent=environment_carrier(os.environ)) as span:
                 span.set_attribute("job_id", run_id)
                 result = run(config, run_id=run_id, platform=platform, attempt=attempt)
-        else:
-            assert sweep is not None
-            result = _run_sweep(sweep, run_id, platform, attempt)
     except Exception as error:  # noqa: BLE001
         # Whatever went wrong, the run folder says so in one line; the log has the rest.
         cause, message = explain(error)

@@ -11,11 +11,16 @@ from chatgrpo.training.config import EarlyStopping
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    stop: bool
+    """`reason` is "" as long as the run should go on."""
+
     reason: str = ""
 
+    @property
+    def stop(self) -> bool:
+        return bool(self.reason)
 
-GO_ON = Decision(False)
+
+GO_ON = Decision()
 
 
 def decide(rewards: Sequence[float], config: EarlyStopping) -> Decision:
@@ -32,7 +37,6 @@ def decide(rewards: Sequence[float], config: EarlyStopping) -> Decision:
         return GO_ON
     noun = "evaluation" if stale == 1 else "evaluations"
     return Decision(
-        True,
         f"held-out reward has not risen by more than {config.min_delta:g} for {stale} {noun} (best {rewards[best]:g})",
     )
 

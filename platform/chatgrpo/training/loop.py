@@ -111,7 +111,7 @@ class Run:
         self.gauge = StepGauge(config, loaded.model, device=device, dtype=dtype)
         # Adapters start from random numbers: the same on every rank and in every attempt.
         torch.manual_seed(config.seed)
-        self.policy = _policy(loaded.model, config, device)
+        self.policy = _policy(loaded.model, config, dtype)
         if config.gradient_checkpointing:
             loaded.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.optimization = _optimization(self.policy, config)
@@ -368,11 +368,11 @@ def train(config: TrainConfig, place: Place, report: Report) -> Outcome:
     return outcome
 
 
-def _policy(model: Any, config: TrainConfig, device: str) -> Policy:
+def _policy(model: Any, config: TrainConfig, dtype: torch.dtype) -> Policy:
     policy = Policy(
         model,
         lora=config.lora,
-        compute_dtype=compute_dtype(config.dtype, device),
+        compute_dtype=dtype,
         # DeepSpeed flattens parameters, and the fast path has no checkpoints inside its forward.
         fused=config.fast_path and config.deepspeed is None and not config.gradient_checkpointing,
     )

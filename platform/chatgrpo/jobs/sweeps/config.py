@@ -10,12 +10,12 @@ from chatgrpo.config import Strict
 from chatgrpo.training.config import TrainConfig
 
 
-class Uniform(Strict):
-    """Any number from `low` to `high`."""
+class _Range(Strict):
+    """Values between two bounds."""
 
-    type: Literal["uniform"] = "uniform"
-    low: float = Field(description="Smallest value.")
-    high: float = Field(description="Largest value.")
+    type: str
+    low: float
+    high: float
 
     @model_validator(mode="after")
     def _is_a_range(self) -> Self:
@@ -28,6 +28,14 @@ class Uniform(Strict):
         return [self.low, self.high]
 
 
+class Uniform(_Range):
+    """Any number from `low` to `high`."""
+
+    type: Literal["uniform"] = "uniform"
+    low: float = Field(description="Smallest value.")
+    high: float = Field(description="Largest value.")
+
+
 class LogUniform(Uniform):
     """Any number from `low` to `high`, each order of magnitude equally likely: for learning rates."""
 
@@ -35,21 +43,12 @@ class LogUniform(Uniform):
     low: float = Field(gt=0, description="Smallest value.")
 
 
-class RandInt(Strict):
+class RandInt(_Range):
     """Any whole number from `low` to `high`, both included."""
 
     type: Literal["randint"] = "randint"
     low: int = Field(description="Smallest value.")
     high: int = Field(description="Largest value.")
-
-    @model_validator(mode="after")
-    def _is_a_range(self) -> Self:
-        if not self.low < self.high:
-            raise ValueError(f"low: {self.low} must be below high ({self.high})")
-        return self
-
-    def examples(self) -> list[Any]:
-        return [self.low, self.high]
 
 
 class Choice(Strict):
