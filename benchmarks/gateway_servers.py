@@ -27,22 +27,14 @@ LIMITS = (LimitRule(name="caller", requests=10_000_000, burst=1_000_000),)
 
 
 class Mock:
-    """A model that answers at once, in `num_pieces` pieces."""
-
-    def __init__(self, num_pieces: int = 1) -> None:
-        self._pieces = [TEXT, *[" Yes."] * (num_pieces - 1)]
+    """A model that answers at once."""
 
     async def stream(
         self, model: str, messages: Sequence[Message], params: SamplingParams
     ) -> AsyncGenerator[ChatDelta, None]:
-        for number, piece in enumerate(self._pieces, 1):
-            yield ChatDelta(
-                text=piece,
-                num_tokens=6,
-                finish_reason=FinishReason.STOP if number == len(self._pieces) else None,
-                model_version=model,
-                num_prompt_tokens=12,
-            )
+        yield ChatDelta(
+            text=TEXT, num_tokens=6, finish_reason=FinishReason.STOP, model_version=model, num_prompt_tokens=12
+        )
 
     async def status(self) -> dict[str, Any]:
         return {"loaded_models": [], "active_requests": 0, "tokens_generated": 0}
@@ -121,7 +113,7 @@ def run_serve(port: int, home: Path) -> None:
                     config=platform,
                     clock=SystemClock(),
                     jobs=FakeJobs(),
-                    chat=Mock(num_pieces=8 if os.environ.get("BENCH_LONG") else 1),
+                    chat=Mock(),
                     conversations=conversations,
                 )
             )

@@ -39,6 +39,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from benchmarks.grpo_cases import GENERATIONS, PROMPTS
 from benchmarks.grpo_worker import peak_memory
 from chatgrpo.inference import products
 from chatgrpo.inference.activation_tape import ActivationTape
@@ -52,7 +53,7 @@ from chatgrpo.training.memory_plan import ModelShape, plan
 from chatgrpo.training.optimization import TorchOptimization
 from chatgrpo.training.policy import Policy
 
-PROMPTS, GENERATIONS, PROMPT_TOKENS, NEW_TOKENS, RANK = 4, 8, 60, 64, 16
+PROMPT_TOKENS, NEW_TOKENS, RANK = 60, 64, 16
 BATCH = PROMPTS * GENERATIONS
 UPDATE_TOKENS = PROMPTS * (PROMPT_TOKENS + GENERATIONS * (NEW_TOKENS - 1))
 

@@ -86,13 +86,12 @@ class Worker:
         self.warm_up = self._read()
         self.steps: list[dict[str, float]] = []
 
-    def step(self) -> float:
-        """Seconds of one more step."""
+    def step(self) -> None:
+        """One more step."""
         assert self._process.stdin is not None
         self._process.stdin.write(b"step\n")
         self._process.stdin.flush()
         self.steps.append(self._read())
-        return self.steps[-1]["wall_s"]
 
     def median(self, key: str) -> float:
         return statistics.median(step[key] for step in self.steps)

@@ -28,6 +28,7 @@ import psutil
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.report import figure, write_report
+from chatgrpo.embedded import free_port
 from tests.otlp_receiver import otlp_receiver
 
 ROOT = Path(__file__).parent.parent
@@ -37,12 +38,6 @@ LISTEN_S = 20.0
 OTHER_FILES = 200
 ROUNDS = 16
 REQUESTS_A_ROUND = 300
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

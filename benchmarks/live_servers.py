@@ -13,7 +13,6 @@ import asyncio
 import resource
 import sys
 import time
-from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +20,18 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from benchmarks.gateway_servers import LIMITS, Mock
 from chatgrpo.api.app import create_app, gateway_of
 from chatgrpo.api.live import create_live_app
 from chatgrpo.api.operations import Operations
 from chatgrpo.api.services import Services
 from chatgrpo.clock import SystemClock
 from chatgrpo.config import PlatformConfig
-from chatgrpo.gateway.config import GatewayConfig, LimitRule
-from chatgrpo.inference.deltas import ChatDelta
-from chatgrpo.inference.engine import FinishReason, SamplingParams
-from chatgrpo.messages import Message
+from chatgrpo.gateway.config import GatewayConfig
 from chatgrpo.monitoring.process import observe_process
 from chatgrpo.monitoring.requests import MeasureQueue, MeasureRequests, RequestTotals
 from chatgrpo.state.opening import open_platform_conversations
 from tests.fake_services import FakeJobs
-
-# Limits that count every request and refuse none: ten thousand sockets of one address are what is measured.
-LIMITS = (LimitRule(name="caller", requests=10_000_000, burst=1_000_000),)
 
 
 class ChangingJobs(FakeJobs):
@@ -46,20 +40,6 @@ class ChangingJobs(FakeJobs):
     async def get(self, job_id: str, *, owner: str | None) -> dict[str, Any]:
         view = await super().get(job_id, owner=owner)
         return view | {"metrics": {"reward": 0.5, "kl": 0.01, "entropy": 1.5, "at": time.time()}}
-
-
-class Mock:
-    """A model that answers at once."""
-
-    async def stream(
-        self, model: str, messages: Sequence[Message], params: SamplingParams
-    ) -> AsyncGenerator[ChatDelta, None]:
-        yield ChatDelta(
-            text="Four.", num_tokens=2, finish_reason=FinishReason.STOP, model_version=model, num_prompt_tokens=9
-        )
-
-    async def status(self) -> dict[str, Any]:
-        return {"loaded_models": [], "active_requests": 0, "tokens_generated": 0}
 
 
 async def services_of(platform: PlatformConfig) -> Services:

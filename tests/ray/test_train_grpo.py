@@ -33,20 +33,13 @@ TOY: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def platform(tmp_path_factory: pytest.TempPathFactory, models_dir: Path) -> PlatformConfig:
-    home = tmp_path_factory.mktemp("home")
-    (home / "models").symlink_to(models_dir)
-    return PlatformConfig(home=home)
-
-
-@pytest.fixture(scope="module")
-def alone(platform: PlatformConfig) -> list[dict[str, float]]:
+def alone(training_platform: PlatformConfig) -> list[dict[str, float]]:
     """The metrics of the run in one process, without Ray."""
     from chatgrpo.training.loop import Place, train
 
-    run_dir = platform.runs_dir / "alone"
+    run_dir = training_platform.runs_dir / "alone"
     run_dir.mkdir(parents=True)
-    place = Place(run_id="alone", home=platform.home, run_dir=run_dir)
+    place = Place(run_id="alone", home=training_platform.home, run_dir=run_dir)
     train(TrainConfig.model_validate(TOY), place, lambda *_: None)
     return metrics(run_dir)
 
@@ -57,37 +50,37 @@ def metrics(run_dir: Path) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize("stage", [2, 3])
 def test_two_deepspeed_workers_walk_the_path_of_one_process(
-    ray_cluster: str, platform: PlatformConfig, alone: list[dict[str, float]], stage: int
+    ray_cluster: str, training_platform: PlatformConfig, alone: list[dict[str, float]], stage: int
 ) -> None:
     config = TOY | {"num_workers": 2, "deepspeed": {"zero_optimization": {"stage": stage}}}
     run_id = f"zero{stage}"
-    result = train_grpo.run(TrainConfig.model_validate(config), run_id=run_id, platform=platform)
+    result = train_grpo.run(TrainConfig.model_validate(config), run_id=run_id, platform=training_platform)
     assert result["status"] == "succeeded"
-    together = metrics(platform.runs_dir / run_id)
+    together = metrics(training_platform.runs_dir / run_id)
     assert [m["step"] for m in together] == [0, 1, 2, 3, 4]
     assert any(abs(m.get("loss", 0)) > 1e-3 for m in alone)
     for one, two in zip(alone, together, strict=True):
         for name in ("loss", "reward", "grad_norm", "kl", "eval_reward"):
             assert two.get(name) == pytest.approx(one.get(name), abs=1e-4), (one["step"], name)
     # The step that was taken from a checkpoint is the step that was taken without a break.
-    (platform.runs_dir / run_id / "result.json").unlink()
-    again = train_grpo.run(TrainConfig.model_validate(config), run_id=run_id, platform=platform)
-    resumed = metrics(platform.runs_dir / run_id)
+    (training_platform.runs_dir / run_id / "result.json").unlink()
+    again = train_grpo.run(TrainConfig.model_validate(config), run_id=run_id, platform=training_platform)
+    resumed = metrics(training_platform.runs_dir / run_id)
     assert again["step"] == 4
     assert [m["step"] for m in resumed] == [0, 1, 2, 3, 4]
     assert resumed[-1]["loss"] == pytest.approx(alone[-1]["loss"], abs=1e-4)
 
 
 def test_a_users_mistake_in_a_worker_is_one_line_in_the_result(
-    ray_cluster: str, platform: PlatformConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ray_cluster: str, training_platform: PlatformConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = tmp_path / "data.jsonl"
     broken.write_text('{"prompt": "2 + 2", "answer": "4"}\n{"prompt": \n')
     config = tmp_path / "config.yaml"
     config.write_text(json.dumps(TOY | {"environment": {"type": "dataset", "paths": [str(broken)]}}))
-    monkeypatch.setenv("CHATGRPO_HOME", str(platform.home))
+    monkeypatch.setenv("CHATGRPO_HOME", str(training_platform.home))
     assert train_grpo.main(["--config", str(config), "--run-id", "broken"]) == 1
-    result = json.loads((platform.runs_dir / "broken" / "result.json").read_text())
+    result = json.loads((training_platform.runs_dir / "broken" / "result.json").read_text())
     assert (result["status"], result["cause"]) == ("failed", "user")
     assert f"{broken}:2" in result["error"]
 
