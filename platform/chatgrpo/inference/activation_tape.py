@@ -80,6 +80,25 @@ class Recorder:
 
 
 @dataclass(frozen=True, slots=True)
+class SplitRecorder:
+    """Takes the activations of one forward apart: (recorder, its rows of the forward), for tapes of several owners."""
+
+    parts: tuple[tuple[Recorder, Tensor], ...]
+
+    def projected(self, index: int, *, x: Tensor, qkv: Tensor) -> None:
+        for recorder, rows in self.parts:
+            recorder.projected(index, x=x[rows], qkv=qkv[rows])
+
+    def layer(self, index: int, *, middle: Tensor, gate_up: Tensor) -> None:
+        for recorder, rows in self.parts:
+            recorder.layer(index, middle=middle[rows], gate_up=gate_up[rows])
+
+    def last(self, x: Tensor) -> None:
+        for recorder, rows in self.parts:
+            recorder.last(x[rows])
+
+
+@dataclass(frozen=True, slots=True)
 class Activations:
     """What one layer left for the chosen tokens, in their order."""
 

@@ -48,11 +48,15 @@ class GenerationRequest:
 
     A conversation that may go on says `keep`: what the engine computed for it stays until a request that `continues`
     it (by its request id) takes it over, `cancel` forgets it or the weights change. Such a request gives its whole
-    context as well; only what is new in it has to be computed. An engine may ignore both."""
+    context as well; only what is new in it has to be computed. An engine may ignore both.
+
+    `adapter` names who speaks, of those that the engine was given; None is the base. An engine refuses names that it
+    does not know."""
 
     request_id: str
     prompt_ids: tuple[int, ...]
     params: SamplingParams
+    adapter: str | None = None
     keep: bool = False
     continues: str | None = None
 
@@ -88,7 +92,8 @@ class Engine(Protocol):
     def has_work(self) -> bool: ...
 
     def add(self, request: GenerationRequest) -> None:
-        """Queues a request. Raises InvalidRequest when the prompt does not fit the context window."""
+        """Queues a request. Raises InvalidRequest when the prompt does not fit the context window or nobody is called
+        `adapter`."""
         ...
 
     def cancel(self, request_id: str) -> None:

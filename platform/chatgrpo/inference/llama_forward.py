@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from chatgrpo.inference.activation_tape import Recorder
+from chatgrpo.inference.activation_tape import Recorder, SplitRecorder
 from chatgrpo.inference.attention import Layout
 from chatgrpo.inference.llama_weights import Layer, LlamaWeights
 
@@ -46,7 +46,7 @@ def forward(
     input_ids_T: Tensor,
     positions_T: Tensor,
     layout: Layout,
-    record: Recorder | None = None,
+    record: Recorder | SplitRecorder | None = None,
 ) -> Tensor:
     """-> hidden states after the last norm, TE."""
     heads, kv_heads, dim = weights.num_heads, weights.num_kv_heads, weights.head_dim

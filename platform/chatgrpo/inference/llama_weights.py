@@ -48,12 +48,22 @@ class Projection:
 
 
 class Fused:
-    """Projections of the same input, stacked: y = x W^T + b. The layers' own parameters become views of the stack."""
+    """Projections of the same input, stacked: y = x W^T + b. The layers' own parameters become views of the stack.
 
-    def __init__(self, modules: list[Any]) -> None:
+    `base`: the same site of a model whose parameters these modules share. Its stack serves both, and adapters are
+    multiplied apart instead of being merged into a copy of it."""
+
+    def __init__(self, modules: list[Any], base: Fused | None = None) -> None:
         stops = torch.tensor([_base(m).weight.shape[0] for m in modules]).cumsum(0).tolist()
         self.projections = [Projection(m, a, b) for m, a, b in zip(modules, [0, *stops], stops, strict=False)]
         self.has_adapters = any(p.adapter is not None for p in self.projections)
+        self._merges = base is None
+        self._merged: Tensor | None = None
+        self.weight: Tensor
+        self.bias: Tensor | None
+        if base is not None:
+            self.weight, self.bias = base.weight, base.bias
+            return
         biases = [p.base.bias for p in self.projections]
         self.weight = torch.cat([p.base.weight.detach() for p in self.projections])
         self.bias = None if biases[0] is None else torch.cat([b.detach() for b in biases])
@@ -61,11 +71,10 @@ class Fused:
             p.base.weight.data = self.weight[p.start : p.stop]
             if self.bias is not None:
                 p.base.bias.data = self.bias[p.start : p.stop]
-        self._merged: Tensor | None = None
 
     @torch.no_grad()
     def refresh(self) -> None:
-        if not self.has_adapters:
+        if not (self.has_adapters and self._merges):
             return
         self._merged = None  # its memory is what the new one takes
         merged = self.weight.clone()
@@ -75,10 +84,19 @@ class Fused:
         self._merged = products.pack(merged)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return products.linear(x, self._spoken, self.bias)
+        return self._with_adapters(x, products.linear(x, self._spoken, self.bias))
 
     def added_to(self, x: Tensor, residual: Tensor) -> Tensor:
-        return products.linear_add(x, self._spoken, self.bias, residual)
+        return self._with_adapters(x, products.linear_add(x, self._spoken, self.bias, residual))
+
+    def _with_adapters(self, x: Tensor, y: Tensor) -> Tensor:
+        """Adds to `y` what is not merged."""
+        if self.has_adapters and not self._merges:
+            for p in self.projections:
+                if (adapter := p.adapter) is not None:
+                    low = products.linear(x, adapter.a_RI)
+                    y[:, p.start : p.stop].addmm_(low, adapter.b_OR.T, alpha=adapter.scale)
+        return y
 
     @property
     def _spoken(self) -> Tensor:
@@ -103,9 +121,11 @@ class Layer:
 
 
 class LlamaWeights:
-    """Of a causal LM, with or without LoRA layers inside. Make it with `of`, which knows what it cannot do."""
+    """Of a causal LM, with or without LoRA layers inside. Make it with `of`, which knows what it cannot do.
 
-    def __init__(self, causal_lm: Any) -> None:
+    `base`: those of the model without LoRA layers whose parameters this one shares (see `SharedBase`)."""
+
+    def __init__(self, causal_lm: Any, base: LlamaWeights | None = None) -> None:
         config, decoder = causal_lm.config, causal_lm.get_decoder()
         self.num_heads = int(config.num_attention_heads)
         self.num_kv_heads = int(config.num_key_value_heads)
@@ -119,11 +139,13 @@ class LlamaWeights:
         self.padding_id: int | None = decoder.embed_tokens.padding_idx
         self.final_norm: nn.Parameter = decoder.norm.weight
         self.rotary = decoder.rotary_emb
-        self.layers = [self._layer(layer) for layer in decoder.layers]
+        self.layers: list[Layer] = [
+            self._layer(layer, base.layers[index] if base else None) for index, layer in enumerate(decoder.layers)
+        ]
         # A loaded model is a mapped file; with the last parameter that points into it, its pages leave memory.
         fused = {p.base.weight.data_ptr() for layer in self.layers for site in layer.sites() for p in site.projections}
         for parameter in causal_lm.parameters():
-            if parameter.data_ptr() not in fused:
+            if base is None and parameter.data_ptr() not in fused:
                 parameter.data = parameter.data.clone()
         self._head = causal_lm.get_output_embeddings()
         self._head_adapter = _adapter(self._head)
@@ -131,9 +153,9 @@ class LlamaWeights:
         self.refresh()
 
     @staticmethod
-    def of(causal_lm: Any) -> LlamaWeights | None:
+    def of(causal_lm: Any, base: LlamaWeights | None = None) -> LlamaWeights | None:
         """None for a model that is wired in another way; it then takes the general path."""
-        return LlamaWeights(causal_lm) if _fits(causal_lm) else None
+        return LlamaWeights(causal_lm, base) if _fits(causal_lm) else None
 
     def refresh(self) -> None:
         """After the adapters changed."""
@@ -149,16 +171,16 @@ class LlamaWeights:
         base = _base(self._head)
         return products.linear(hidden_NE, base.weight if self._merged_head is None else self._merged_head, base.bias)
 
-    def _layer(self, layer: Any) -> Layer:
+    def _layer(self, layer: Any, base: Layer | None) -> Layer:
         attention, mlp = layer.self_attn, layer.mlp
         has_norms = hasattr(attention, "q_norm")
         return Layer(
             input_norm=layer.input_layernorm.weight,
-            qkv=Fused([attention.q_proj, attention.k_proj, attention.v_proj]),
-            out=Fused([attention.o_proj]),
+            qkv=Fused([attention.q_proj, attention.k_proj, attention.v_proj], base.qkv if base else None),
+            out=Fused([attention.o_proj], base.out if base else None),
             post_norm=layer.post_attention_layernorm.weight,
-            gate_up=Fused([mlp.gate_proj, mlp.up_proj]),
-            down=Fused([mlp.down_proj]),
+            gate_up=Fused([mlp.gate_proj, mlp.up_proj], base.gate_up if base else None),
+            down=Fused([mlp.down_proj], base.down if base else None),
             head_norms=(attention.q_norm.weight, attention.k_norm.weight) if has_norms else None,
         )
 

@@ -4,6 +4,9 @@ Every distinct prompt is prefilled once for all requests of its group; a finishe
 waiting one takes its place. The engine uses the model's weights as they are, so a model that is being trained in the
 same process speaks with its newest ones: call `weights_changed` after each update. A model that has `LlamaWeights` is
 run by fused products and can leave its activations on a tape; any other by its own modules.
+
+LoRA adapters of the model may speak beside it (`set_adapter`), in the same batch: products with the base's weights are
+made once for all rows. Every version of an adapter has caches of its own.
 """
 
 from __future__ import annotations
@@ -12,13 +15,17 @@ import contextlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from chatgrpo.errors import InvalidRequest
-from chatgrpo.inference.activation_tape import ActivationTape, Recorder
+from chatgrpo.inference.activation_tape import ActivationTape, Recorder, SplitRecorder
+from chatgrpo.inference.adapted_weights import AdaptedWeights
+from chatgrpo.inference.adapter_hooks import AdapterHooks
+from chatgrpo.inference.adapters import LoraAdapter, RowAdapters
 from chatgrpo.inference.chat_template import ChatTemplate
 from chatgrpo.inference.engine import FinishReason, GenerationRequest, TokenEvent
 from chatgrpo.inference.kv_cache import DecodeLayout, KVCache, PrefillLayout, Prefix, Prompt, SavedRow
@@ -34,12 +41,23 @@ _STOP_WINDOW = 32
 _SHARED_PREFIX_TOKENS = 192
 
 
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A request with the version of the adapter that will answer it, and the tape for its activations."""
+
+    request: GenerationRequest
+    adapter: LoraAdapter | None
+    tape: ActivationTape | None
+
+
 @dataclass(slots=True)
 class _Row:
     """A running request. `length` tokens of it are computed, of which the first lie in `prefix`; `last` is sampled but
     not yet computed. `slots`: where the computed ones lie on the tape, None when not all of them do."""
 
     request: GenerationRequest
+    adapter: LoraAdapter | None
+    tape: ActivationTape | None
     uniforms: list[float]
     prefix: Prefix | None = None
     length: int = 0
@@ -62,6 +80,7 @@ class _Kept:
     """A finished request whose conversation may go on."""
 
     token_ids: tuple[int, ...]
+    adapter: LoraAdapter | None
     prefix: Prefix | None
     saved: SavedRow
     slots: list[int] | None
@@ -74,6 +93,12 @@ class _Prefill:
     new_ids: tuple[int, ...]
     rows: list[_Row]
     kept: _Kept | None = None
+
+    def serves(self, new_ids: tuple[int, ...], waiting: _Waiting) -> bool:
+        """Whether a request that continues nothing can join the rows."""
+        first = self.rows[0]
+        same = first.adapter is waiting.adapter and first.tape is waiting.tape
+        return same and self.kept is None and self.new_ids == new_ids
 
 
 class TorchEngine:
@@ -95,11 +120,13 @@ class TorchEngine:
         self._max_length = int(model.config.max_position_embeddings)
         self._device = next(model.parameters()).device
         self._cache = KVCache(model.config.num_hidden_layers, next(model.parameters()).dtype, self._device)
-        self._waiting: deque[GenerationRequest] = deque()
+        self._waiting: deque[_Waiting] = deque()
         self._rows: list[_Row] = []
         self._kept: dict[str, _Kept] = {}
         self._weight_version = weight_version
-        self._tape: ActivationTape | None = None
+        self._adapters: dict[str, LoraAdapter] = {}
+        self._beside: AdaptedWeights | AdapterHooks | None = None  # made for the first adapter
+        self._tapes: dict[str | None, ActivationTape] = {}
 
     @property
     def weight_version(self) -> int:
@@ -116,15 +143,29 @@ class TorchEngine:
         self._kept.clear()
         self._cache.release()
 
+    def set_adapter(self, name: str, adapter: LoraAdapter) -> None:
+        """From now on requests for `name` are answered by this version; those that are here already end with theirs."""
+        if self._beside is None:
+            beside = AdapterHooks(self._model) if self._weights is None else AdaptedWeights(self._weights, self._model)
+            self._beside = beside
+        self.drop_adapter(name)
+        self._adapters[name] = adapter
+
+    def drop_adapter(self, name: str) -> None:
+        """Forgets an adapter and its kept conversations; requests that are here already end as they began."""
+        if (old := self._adapters.pop(name, None)) is not None:
+            self._kept = {request_id: kept for request_id, kept in self._kept.items() if kept.adapter is not old}
+
     @contextlib.contextmanager
-    def recording(self, tape: ActivationTape | None) -> Iterator[None]:
-        """What is generated within leaves its activations on `tape`. Needs `weights`."""
+    def recording(self, tape: ActivationTape | None, adapter: str | None = None) -> Iterator[None]:
+        """What is asked of `adapter` within leaves its activations on `tape`. Needs `weights`."""
         assert tape is None or self._weights is not None
-        self._tape = tape
+        if tape is not None:
+            self._tapes[adapter] = tape
         try:
             yield
         finally:
-            self._tape = None
+            self._tapes.pop(adapter, None)
 
     def add(self, request: GenerationRequest) -> None:
         length = len(request.prompt_ids)
@@ -134,11 +175,15 @@ class TorchEngine:
             raise InvalidRequest(
                 f"prompt of {length} tokens leaves no room in the context window of {self._max_length}", "prompt"
             )
-        self._waiting.append(request)
+        if request.adapter is not None and request.adapter not in self._adapters:
+            known = ", ".join(sorted(self._adapters)) or "none"
+            raise InvalidRequest(f"no adapter is called {request.adapter!r}; there are: {known}", "adapter")
+        adapter = None if request.adapter is None else self._adapters[request.adapter]
+        self._waiting.append(_Waiting(request, adapter, self._tapes.get(request.adapter)))
 
     def cancel(self, request_id: str) -> None:
         self._kept.pop(request_id, None)
-        self._waiting = deque(r for r in self._waiting if r.request_id != request_id)
+        self._waiting = deque(w for w in self._waiting if w.request.request_id != request_id)
         for index, row in enumerate(self._rows):
             if row.request.request_id == request_id:
                 self._remove([index])
@@ -160,10 +205,11 @@ class TorchEngine:
         prefills: list[_Prefill] = []
         num_tokens, room = 0, self._max_batch_size - len(self._rows)
         while self._waiting and room:
-            request = self._waiting[0]
-            kept = self._kept_for(request)
+            waiting = self._waiting[0]
+            request = waiting.request
+            kept = self._kept_for(waiting)
             new_ids = request.prompt_ids[len(kept.token_ids) if kept else 0 :]
-            shares = bool(prefills) and kept is None and prefills[-1].kept is None and prefills[-1].new_ids == new_ids
+            shares = bool(prefills) and kept is None and prefills[-1].serves(new_ids, waiting)
             if not shares and prefills and num_tokens + len(new_ids) > _PREFILL_TOKENS:
                 break
             self._waiting.popleft()
@@ -172,23 +218,26 @@ class TorchEngine:
             if not shares:
                 prefills.append(_Prefill(new_ids, [], kept))
                 num_tokens += len(new_ids)
-            prefills[-1].rows.append(_Row(request, _uniforms(request)))
+            prefills[-1].rows.append(_Row(request, waiting.adapter, waiting.tape, _uniforms(request)))
             room -= 1
         return self._prefill(prefills)
 
-    def _kept_for(self, request: GenerationRequest) -> _Kept | None:
+    def _kept_for(self, waiting: _Waiting) -> _Kept | None:
+        request = waiting.request
         kept = None if request.continues is None else self._kept.get(request.continues)
-        if kept is None or request.prompt_ids[: len(kept.token_ids)] != kept.token_ids:
+        if kept is None or kept.adapter is not waiting.adapter:
+            return None
+        if request.prompt_ids[: len(kept.token_ids)] != kept.token_ids:
             return None
         return kept if len(request.prompt_ids) > len(kept.token_ids) else None
 
     def _prefill(self, prefills: list[_Prefill]) -> list[TokenEvent]:
-        first, num_tokens = len(self._rows), sum(len(p.new_ids) for p in prefills)
-        recorded = self._record(num_tokens)
+        first = len(self._rows)
+        recorder, slots = self._record([(p.rows[0].tape, len(p.new_ids)) for p in prefills])
         prompts: list[Prompt] = []
         offset = 0
-        for part in prefills:
-            prompts.append(self._place(part, offset, recorded[1] if recorded else None))
+        for part, placed in zip(prefills, slots, strict=True):
+            prompts.append(self._place(part, offset, placed))
             offset += len(part.new_ids)
         self._reserve()
         for part, prompt in zip(prefills, prompts, strict=True):
@@ -200,13 +249,14 @@ class TorchEngine:
             torch.tensor([i for p in prefills for i in p.new_ids], device=self._device),
             torch.cat(positions).to(self._device),
             PrefillLayout(self._cache, prompts),
-            recorder=recorded[0] if recorded else None,
+            [(p.rows[0].adapter, len(p.new_ids)) for p in prefills],
+            recorder=recorder,
             keep=torch.tensor([p.tokens.stop - 1 for p in prompts], device=self._device),
         )
         repeats = torch.tensor([len(p.rows) for p in prefills], device=self._device)
         return self._sample(first, logits.repeat_interleave(repeats, 0))
 
-    def _place(self, part: _Prefill, offset: int, slots: range | None) -> Prompt:
+    def _place(self, part: _Prefill, offset: int, slots: Sequence[int] | None) -> Prompt:
         """Makes the rows of a prefill the last of the batch."""
         length, kept = len(part.new_ids), part.kept
         tokens = range(offset, offset + length)
@@ -218,7 +268,7 @@ class TorchEngine:
             row.length = len(row.request.prompt_ids)
             before = [] if kept is None else kept.slots
             if slots is not None and before is not None:
-                row.slots = [*before, *slots[tokens.start : tokens.stop]]
+                row.slots = [*before, *slots]
             self._rows.append(row)
         past = part.rows[0].own_length - length if kept is not None else 0
         return Prompt(tokens, rows, past=past, prefix=prefix, fills=fills)
@@ -228,7 +278,7 @@ class TorchEngine:
     def _decode(self) -> list[TokenEvent]:
         self._reserve()
         # A row that missed the tape once is computed again as a whole: nothing more is kept for its sake.
-        recorded = self._record(len(self._rows)) if any(row.slots is not None for row in self._rows) else None
+        recorder, slots = self._record([(None if row.slots is None else row.tape, 1) for row in self._rows])
         layout = DecodeLayout(
             self._cache,
             torch.tensor([row.own_length for row in self._rows], device=self._device),
@@ -238,18 +288,41 @@ class TorchEngine:
             torch.tensor([row.last for row in self._rows], device=self._device),
             torch.tensor([row.length for row in self._rows], device=self._device),
             layout,
-            recorder=recorded[0] if recorded else None,
+            [(row.adapter, 1) for row in self._rows],
+            recorder=recorder,
         )
-        for index, row in enumerate(self._rows):
+        for row, placed in zip(self._rows, slots, strict=True):
             row.length += 1
-            if recorded is None:
+            if placed is None:
                 row.slots = None
             elif row.slots is not None:
-                row.slots.append(recorded[1][index])
+                row.slots += placed
         return self._sample(0, logits)
 
-    def _record(self, num_tokens: int) -> tuple[Recorder, range] | None:
-        return None if self._tape is None else self._tape.record(num_tokens)
+    def _record(
+        self, owners: Sequence[tuple[ActivationTape | None, int]]
+    ) -> tuple[Recorder | SplitRecorder | None, list[Sequence[int] | None]]:
+        """For a forward over the tokens of these owners, (tape or None, how many): what takes their activations, and
+        the slots of each owner on its tape, None where there are none."""
+        slots: list[Sequence[int] | None] = [None] * len(owners)
+        total = sum(count for _, count in owners)
+        parts: list[tuple[Recorder, Tensor]] = []
+        for tape in {id(tape): tape for tape, _ in owners if tape is not None}.values():
+            mine = [count if owner is tape else 0 for owner, count in owners]
+            if (recorded := tape.record(sum(mine))) is None:
+                continue
+            recorder, on_tape = recorded
+            ends = list(accumulate(mine))
+            for index, (count, end) in enumerate(zip(mine, ends, strict=True)):
+                if count:
+                    slots[index] = on_tape[end - count : end]
+            if len(on_tape) == total:
+                return recorder, slots
+            owned = torch.repeat_interleave(
+                torch.tensor([owner is tape for owner, _ in owners]), torch.tensor([count for _, count in owners])
+            )
+            parts.append((recorder, owned.nonzero()[:, 0].to(self._device)))
+        return (SplitRecorder(tuple(parts)) if parts else None), slots
 
     def _prefixes(self) -> list[tuple[Prefix, Tensor]]:
         rows: dict[int, tuple[Prefix, list[int]]] = {}
@@ -263,14 +336,33 @@ class TorchEngine:
         input_ids: Tensor,
         positions: Tensor,
         layout: Any,
+        owners: Sequence[tuple[LoraAdapter | None, int]],
         *,
-        recorder: Recorder | None,
+        recorder: Recorder | SplitRecorder | None,
         keep: Tensor | None = None,
     ) -> Tensor:
-        """Logits of the positions in `keep` (all when None): NV."""
-        if self._weights is not None:
-            hidden = forward(self._weights, input_ids, positions, layout, recorder)
-            return self._weights.logits(hidden if keep is None else hidden[keep])
+        """Logits of the positions in `keep` (the last one of each owner; all when None): NV. `owners`: which adapter
+        speaks in how many of the tokens, in their order."""
+        if self._beside is not None and any(adapter is not None for adapter, _ in owners):
+            rows = RowAdapters(owners, self._device)
+            last = rows if keep is None else RowAdapters([(adapter, 1) for adapter, _ in owners], self._device)
+            with self._beside.speaking(rows, last):
+                adapted = self._beside if isinstance(self._beside, AdaptedWeights) else None
+                return self._logits(adapted, input_ids, positions, layout, recorder, keep)
+        return self._logits(self._weights, input_ids, positions, layout, recorder, keep)
+
+    def _logits(
+        self,
+        weights: LlamaWeights | None,
+        input_ids: Tensor,
+        positions: Tensor,
+        layout: Any,
+        recorder: Recorder | SplitRecorder | None,
+        keep: Tensor | None,
+    ) -> Tensor:
+        if weights is not None:
+            hidden = forward(weights, input_ids, positions, layout, recorder)
+            return weights.logits(hidden if keep is None else hidden[keep])
         out = self._model(
             input_ids=input_ids[None],
             position_ids=positions[None],
@@ -292,9 +384,10 @@ class TorchEngine:
         """Samples for the rows from `first` on, tells their tokens and drops the finished."""
         rows = self._rows[first:]
         sampled = self._draw(rows, logits)
-        if sampled.entropies_N is not None and self._tape is not None:
-            recorded = [(r.slots[-1], e) for r, e in zip(rows, sampled.entropies_N.tolist(), strict=True) if r.slots]
-            self._tape.tell_entropies(recorded)
+        if sampled.entropies_N is not None:
+            for row, entropy in zip(rows, sampled.entropies_N.tolist(), strict=True):
+                if row.tape is not None and row.slots:
+                    row.tape.tell_entropies([(row.slots[-1], entropy)])
         events, finished = [], []
         tokens, logprobs = sampled.tokens_N.tolist(), sampled.logprobs_N.tolist()
         for index, (row, token, logprob) in enumerate(zip(rows, tokens, logprobs, strict=True), start=first):
@@ -320,7 +413,7 @@ class TorchEngine:
             top_p_N=column([p.top_p for p in params]),
             top_k_N=torch.tensor([p.top_k for p in params], device=self._device),
             uniform_N=column([row.uniforms[len(row.generated)] for row in rows]),
-            with_entropy=self._tape is not None,
+            with_entropy=any(row.tape is not None for row in rows),
         )
 
     def _finish_reason(self, row: _Row) -> FinishReason | None:
@@ -338,11 +431,11 @@ class TorchEngine:
     def _leave(self, index: int, row: _Row) -> None:
         """Keeps what a finished row computed, for the update and for the rest of its conversation."""
         ids = row.computed_ids
-        if self._tape is not None and row.slots is not None:
-            self._tape.remember(ids, row.slots)
+        if row.tape is not None and row.slots is not None:
+            row.tape.remember(ids, row.slots)
         if row.request.keep:
             saved = self._cache.save(index, row.own_length)
-            self._kept[row.request.request_id] = _Kept(ids, row.prefix, saved, row.slots)
+            self._kept[row.request.request_id] = _Kept(ids, row.adapter, row.prefix, saved, row.slots)
 
     def _remove(self, indices: list[int]) -> None:
         """Takes rows out of the batch; the last rows move into the holes, so that rows stay dense."""

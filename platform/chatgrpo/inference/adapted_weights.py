@@ -1,0 +1,150 @@
+"""Adapters side by side on the fast path: `LlamaWeights` whose products add what each row's adapter says.
+
+One view serves every forward of an engine; `speaking` tells it who speaks in the next one. Few rows, as in decoding,
+take one masked product for all adapters: their factors are stacked, and a mask keeps each row to its own columns,
+
+    y += ((x A^T) * mask) B^T,    A = [A_1; A_2; ...] SI,  B = [B_1 B_2 ...] OS,  mask_TS = 1 or 0
+
+which wastes arithmetic that a decode step, bound by reading weights, does not miss and saves it hundreds of calls.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chatgrpo.inference import products
+from chatgrpo.inference.adapters import LoraAdapter, RowAdapters
+from chatgrpo.inference.llama_weights import Fused, LlamaWeights
+
+# Beyond so many rows the waste costs more than the calls.
+_STACKED_ROWS = 64
+# With more adapters in a batch each is multiplied apart.
+_MAX_SLOTS = 8
+
+
+class AdaptedWeights(LlamaWeights):
+    """A view of `base`, which has no adapters of its own: the same tensors, and a packed copy for decoding."""
+
+    def __init__(self, base: LlamaWeights, causal_lm: Any) -> None:
+        self.__dict__.update(base.__dict__)
+        paths = {id(module): path for path, module in causal_lm.named_modules()}
+        self._speech = _Speech()
+        self._head_path = paths[id(self._head)]
+        self._sites: list[_AdaptedFused] = []
+        self.layers = []
+        for layer in base.layers:
+            qkv, out, gate_up, down = sites = [_AdaptedFused(site, paths, self._speech) for site in layer.sites()]
+            self.layers.append(replace(layer, qkv=qkv, out=out, gate_up=gate_up, down=down))
+            self._sites += sites
+        self._slots: list[LoraAdapter | None] = []
+        self._slot_rank = 0
+
+    @contextlib.contextmanager
+    def speaking(self, rows: RowAdapters, head_rows: RowAdapters) -> Iterator[None]:
+        """Whose rows the forward within has, and those whose logits are asked for."""
+        speech = self._speech
+        speech.rows, speech.head_rows = rows, head_rows
+        if rows.num_rows <= _STACKED_ROWS and 1 < len(rows.groups) <= _MAX_SLOTS:
+            speech.masks = self._masks(rows)
+        try:
+            yield
+        finally:
+            speech.rows, speech.head_rows, speech.masks = None, None, {}
+
+    def logits(self, hidden_NE: Tensor) -> Tensor:
+        logits_NV = super().logits(hidden_NE)
+        if self._speech.head_rows is not None:
+            self._speech.head_rows.add_(self._head_path, hidden_NE, logits_NV)
+        return logits_NV
+
+    # The stack
+
+    def _masks(self, rows: RowAdapters) -> dict[int, Tensor]:
+        """By the number of a site's projections: TS, 1 in the columns of the row's adapter."""
+        slots = self._place([group.adapter for group in rows.groups])
+        owner_TG = self.embedding.new_zeros(rows.num_rows, len(self._slots))
+        for group, slot in zip(rows.groups, slots, strict=True):
+            if group.rows is None:
+                owner_TG[:, slot] = 1
+            else:
+                owner_TG[group.rows, slot] = 1
+        return {n: owner_TG.repeat_interleave(n * self._slot_rank, 1) for n in (1, 2, 3)}
+
+    def _place(self, adapters: list[LoraAdapter]) -> list[int]:
+        """The slot of each adapter; those that are not in one take the places of others that do not speak now."""
+        rank = max(adapter.rank for adapter in adapters)
+        if rank > self._slot_rank or len(adapters) > len(self._slots):
+            self._slot_rank = max(rank, self._slot_rank)
+            self._slots = [None] * max(len(adapters), len(self._slots))
+            for site in self._sites:
+                site.make_stack(len(self._slots), self._slot_rank)
+        speaking = {id(adapter) for adapter in adapters}
+        held = {id(adapter): slot for slot, adapter in enumerate(self._slots)}
+        free = (slot for slot, adapter in enumerate(self._slots) if id(adapter) not in speaking)
+        for adapter in adapters:
+            if id(adapter) not in held:
+                slot = held[id(adapter)] = next(free)
+                self._slots[slot] = adapter
+                for site in self._sites:
+                    site.fill(slot, adapter, self._slot_rank)
+        return [held[id(adapter)] for adapter in adapters]
+
+
+@dataclass(slots=True)
+class _Speech:
+    """Of the forward that is running. `masks` is empty when its adapters are not stacked."""
+
+    rows: RowAdapters | None = None
+    head_rows: RowAdapters | None = None
+    masks: dict[int, Tensor] = field(default_factory=dict)
+
+
+class _AdaptedFused(Fused):
+    """A site of the base, and the stacked factors: `_low_SI` and `_high_OS`, slot by slot, in it projection by
+    projection; what a slot does not use is 0."""
+
+    def __init__(self, base: Fused, paths: dict[int, str], speech: _Speech) -> None:
+        assert not base.has_adapters, "the base must have no adapters of its own"
+        self.__dict__.update(base.__dict__)
+        self._parts = [(paths[id(p.module)], p.start, p.stop) for p in base.projections]
+        self._speech = speech
+        self._packed = products.pack(self.weight)
+        self._low_SI = self._high_OS = self.weight.new_empty(0, 0)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._adapted(x, products.linear(x, self._packed, self.bias))
+
+    def added_to(self, x: Tensor, residual: Tensor) -> Tensor:
+        return self._adapted(x, products.linear_add(x, self._packed, self.bias, residual))
+
+    def _adapted(self, x: Tensor, y: Tensor) -> Tensor:
+        if self._speech.masks:
+            low_TS = products.linear(x, self._low_SI).mul_(self._speech.masks[len(self._parts)])
+            return products.linear_add(low_TS, self._high_OS, None, y)
+        if self._speech.rows is not None:
+            for path, start, stop in self._parts:
+                self._speech.rows.add_(path, x, y[:, start:stop])
+        return y
+
+    def make_stack(self, num_slots: int, rank: int) -> None:
+        width = num_slots * len(self._parts) * rank
+        self._low_SI = self.weight.new_zeros(width, self.weight.shape[1])
+        self._high_OS = self.weight.new_zeros(self.weight.shape[0], width)
+
+    @torch.no_grad()
+    def fill(self, slot: int, adapter: LoraAdapter, rank: int) -> None:
+        width = len(self._parts) * rank
+        low, high = self._low_SI[slot * width :][:width], self._high_OS[:, slot * width :][:, :width]
+        low.zero_()
+        high.zero_()
+        for index, (path, start, stop) in enumerate(self._parts):
+            if (layer := adapter.layers.get(path)) is not None:
+                columns = slice(index * rank, index * rank + layer.a_RI.shape[0])
+                low[columns] = layer.a_RI
+                torch.mul(layer.b_OR, layer.scale, out=high[start:stop, columns])
