@@ -6,8 +6,7 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncGenerator, Sequence
-from functools import partial
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import psutil
 from ray.exceptions import RayActorError, RayError, RayTaskError
@@ -18,7 +17,7 @@ from actors.reporting import report_process
 from chatgrpo.config import PlatformConfig
 from chatgrpo.errors import Overloaded, PlatformError, Unavailable
 from chatgrpo.inference import models
-from chatgrpo.inference.chat_runner import ChatRunner, Speaker
+from chatgrpo.inference.chat_runner import ChatRunner
 from chatgrpo.inference.deltas import ChatDelta
 from chatgrpo.inference.engine import SamplingParams
 from chatgrpo.messages import Message
@@ -29,34 +28,27 @@ from chatgrpo.monitoring.samples import of_chat
 from chatgrpo.monitoring.tracing import carrier, stream_span
 from chatgrpo.monitoring.usage import cache_rows
 
+if TYPE_CHECKING:
+    from chatgrpo.inference.speakers import Speakers
+
 logger = logging.getLogger(__name__)
 
 # As many as one engine decodes at once; more wait in line, and beyond that are told to come back.
 MAX_ONGOING = 64
 
 
-def load_speaker(platform: PlatformConfig, name: str) -> Speaker:
-    """A model by name, on the GPU if the replica has one. Raises what `models.find` raises."""
+def speakers(platform: PlatformConfig) -> Speakers:
+    """Loads models by name, on the GPU if the replica has one."""
     import torch
 
-    from chatgrpo.inference.loading import load
-    from chatgrpo.inference.torch_engine import TorchEngine
+    from chatgrpo.inference.speakers import Speakers
 
     on_gpu = torch.cuda.is_available()
-    dtype = torch.bfloat16 if on_gpu and torch.cuda.is_bf16_supported() else torch.float32
-    loaded = load(
-        name,
+    return Speakers(
         models_dir=platform.models_dir,
         runs_dir=platform.runs_dir,
-        dtype=dtype,
+        dtype=torch.bfloat16 if on_gpu and torch.cuda.is_bf16_supported() else torch.float32,
         device="cuda" if on_gpu else "cpu",
-    )
-    return Speaker(
-        # The model's own modules: fused weights would be a copy of what is mapped from its file and shared.
-        engine=TorchEngine(loaded.model, loaded.template),
-        template=loaded.template,
-        context_window=int(loaded.model.config.max_position_embeddings),
-        version=name,
     )
 
 
@@ -83,7 +75,14 @@ class ChatModel:
         torch.set_num_threads(platform.chat_threads)
         # A default model that cannot be had fails the deployment; loading it must not hold up the API.
         models.check_available(platform.default_model, runs_dir=platform.runs_dir)
-        self._runner = ChatRunner(partial(load_speaker, platform), max_models=platform.max_models_per_replica)
+        loader = speakers(platform)
+        self._runner = ChatRunner(
+            loader.load,
+            max_models=platform.max_models_per_replica,
+            max_adapters=platform.max_adapters_per_replica,
+            base_of=loader.base_of,
+            revision=loader.revision,
+        )
         self._reporting = report_process(self._rows)
         self._preload = asyncio.get_running_loop().create_task(self._runner.preload(platform.default_model))
 

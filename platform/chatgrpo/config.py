@@ -76,6 +76,9 @@ class PlatformConfig(BaseSettings):
         default_factory=list, description="Python modules or .py files that register rewards, tools, environments."
     )
     max_models_per_replica: int = Field(2, ge=1, description="Models one chat replica keeps loaded (least recent out).")
+    max_adapters_per_replica: int = Field(
+        16, ge=1, description="Jobs' LoRA adapters it keeps on them; they share the weights of their base."
+    )
     chat_threads: int = Field(1, ge=1, description="CPU threads of one chat replica.")
     chat_weight: float = Field(
         1.0, gt=0, description="Share of this node's replicas under `gateway.balancing: weighted`."

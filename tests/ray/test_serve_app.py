@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from chatgrpo.client import Client
 from chatgrpo.config import PlatformConfig
 from chatgrpo.errors import Conflict, InvalidRequest, NotFound
 from chatgrpo.state.consistency import Consistency
+from chatgrpo.training.export import replace_folder
 from tests.gateway_process import HttpConversations
 from tests.histories import linearizable, nothing_lost, settled
 from tests.otlp_receiver import ancestors, otlp_receiver
@@ -56,9 +59,14 @@ def traces() -> Iterator[tuple[str, list[Any]]]:
 
 
 @pytest.fixture(scope="module")
-def url(
-    ray_cluster: str, tmp_path_factory: pytest.TempPathFactory, models_dir: Path, traces: tuple[str, list[Any]]
-) -> Iterator[str]:
+def home(tmp_path_factory: pytest.TempPathFactory, models_dir: Path) -> Path:
+    home = tmp_path_factory.mktemp("home")
+    (home / "models").symlink_to(models_dir)
+    return home
+
+
+@pytest.fixture(scope="module")
+def url(ray_cluster: str, home: Path, traces: tuple[str, list[Any]]) -> Iterator[str]:
     import ray
     from ray import serve
 
@@ -66,8 +74,6 @@ def url(
     from actors.conversation_store import shard_names
     from actors.names import JOB_SCHEDULER, NAMESPACE
 
-    home = tmp_path_factory.mktemp("home")
-    (home / "models").symlink_to(models_dir)
     platform = PlatformConfig(
         home=home, port=free_port(), default_model="tiny", chat_threads=1, otlp_endpoint=traces[0]
     )
@@ -224,7 +230,33 @@ def test_a_job_is_trained_followed_and_spoken_to(client: Client) -> None:
     assert {episode["step"] for episode in episodes} == {1, 2}
     assert job_id in [model["id"] for model in client.models()]
     reply = client.chat("1 + 1", model=job_id, max_tokens=4)
-    assert reply["metadata"]["model_version"] == job_id
+    assert reply["metadata"]["model_version"].split("@")[0] == job_id
+
+
+def test_a_new_version_of_a_model_takes_over_under_load(client: Client, url: str, home: Path) -> None:
+    """After the job above, whose adapter is published three times more while clients speak to it."""
+    export = next(home.glob("runs/*/export"))
+    job_id, done = export.parent.name, threading.Event()
+    versions: list[str] = []
+
+    def speak(i: int) -> None:
+        with Client(url) as mine:
+            while not done.is_set():
+                reply = mine.chat(f"Number {i}", model=job_id, max_tokens=8, seed=i)
+                versions.append(reply["metadata"]["model_version"])
+
+    with ThreadPoolExecutor(4) as pool:
+        speakers = [pool.submit(speak, i) for i in range(4)]
+        for i in range(3):
+            before = client.chat("now", model=job_id, max_tokens=2)["metadata"]["model_version"]
+            scratch = export.with_name(f"new-{i}")
+            shutil.copytree(export, scratch)
+            replace_folder(scratch, export)
+            assert client.chat("now", model=job_id, max_tokens=2)["metadata"]["model_version"] != before
+        done.set()
+        for speaker in speakers:
+            speaker.result()  # no request failed
+    assert len(set(versions)) >= 3
 
 
 def test_one_trace_leads_from_the_request_to_the_published_model(traces: tuple[str, list[Any]]) -> None:

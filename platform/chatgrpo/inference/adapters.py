@@ -45,6 +45,7 @@ _UNDERSTOOD = frozenset(
         "use_rslora",
     }
 )
+_FACTORS = (".lora_A.weight", ".lora_B.weight")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,16 +86,13 @@ def adapter_in(causal_lm: Any) -> LoraAdapter:
 
 
 def read_adapter(folder: Path, causal_lm: Any) -> LoraAdapter:
-    """A PEFT folder as an adapter of `causal_lm`. Raises InvalidRequest naming what cannot run side by side (DoRA,
-    biases, whole modules beside A and B) or does not fit the model."""
-    from peft import LoraConfig
+    """A PEFT folder as an adapter of `causal_lm`. Raises InvalidRequest naming what cannot run side by side (see
+    `why_apart`) or does not fit the model."""
     from safetensors.torch import load_file
 
-    given = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    plain: dict[str, Any] = LoraConfig().to_dict()  # type: ignore[no-untyped-call]
-    for name, value in given.items():
-        if name not in _UNDERSTOOD and value and value != plain.get(name):
-            raise InvalidRequest(f"{name}={value!r} cannot run beside other adapters", "adapter")
+    if reason := why_apart(folder):
+        raise InvalidRequest(reason, "adapter")
+    given = _config(folder)
     factors: dict[str, dict[str, Tensor]] = {}
     for key, tensor in load_file(folder / "adapter_model.safetensors").items():
         path, _, kind = key.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".")
@@ -102,8 +100,8 @@ def read_adapter(folder: Path, causal_lm: Any) -> LoraAdapter:
     linear = {path: m for path, m in causal_lm.named_modules() if isinstance(m, nn.Linear)}
     layers: dict[str, Adapter] = {}
     for path, parts in factors.items():
-        if parts.keys() != {"lora_A", "lora_B"} or path not in linear:
-            raise InvalidRequest(f"{path} ({', '.join(sorted(parts))}) is no LoRA of a linear layer", "adapter")
+        if path not in linear:
+            raise InvalidRequest(f"{path} of the adapter is no linear layer of the base", "adapter")
         a_RI, b_OR = parts["lora_A"], parts["lora_B"]
         wanted = linear[path].weight
         if (b_OR.shape[0], a_RI.shape[1]) != tuple(wanted.shape) or a_RI.shape[0] != b_OR.shape[1]:
@@ -115,6 +113,26 @@ def read_adapter(folder: Path, causal_lm: Any) -> LoraAdapter:
         frozen_a, frozen_b = (nn.Parameter(factor, requires_grad=False) for factor in (a_RI, b_OR))
         layers[path] = Adapter(frozen_a, frozen_b, _scale(given, path))
     return LoraAdapter(layers).on(next(causal_lm.parameters()))
+
+
+def why_apart(folder: Path) -> str:
+    """What keeps the adapter in a PEFT folder from running beside others (DoRA, biases, embeddings, whole modules
+    beside A and B); "" when nothing does."""
+    from peft import LoraConfig
+    from safetensors import safe_open
+
+    plain: dict[str, Any] = LoraConfig().to_dict()  # type: ignore[no-untyped-call]
+    for name, value in _config(folder).items():
+        if name not in _UNDERSTOOD and value and value != plain.get(name):
+            return f"{name}={value!r} cannot run beside other adapters"
+    with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
+        other = next((key for key in file.keys() if not key.endswith(_FACTORS)), None)  # noqa: SIM118
+    return f"{other} is no LoRA factor of a linear layer" if other else ""
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    given: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    return given
 
 
 def _scale(given: Mapping[str, Any], path: str) -> float:

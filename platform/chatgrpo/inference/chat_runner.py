@@ -3,6 +3,9 @@
 Requests are added to their model's engine as they come and leave it as they finish (continuous batching): every round
 of the thread advances each busy engine by one token for all of its requests. The event loop keeps the books: which
 models are loaded, who uses them, which one has to go (the least recently used that nobody uses).
+
+Adapters share the engine of their base, so that their requests are one batch. When an adapter is published again, the
+next request loads the new version; replies that are being written end with the one they began with.
 """
 
 from __future__ import annotations
@@ -41,18 +44,28 @@ class Template(Protocol):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speaker:
     """A model that is ready to speak. `context_window`: most tokens of prompt and reply together. The engine is only
-    touched by the runner's thread."""
+    touched by the runner's thread, which calls `attach` before the first request and `detach` after the last.
+    `adapter`: by what name the engine knows it, when it is one. `holds`: what must live as long as the speaker."""
 
     engine: Engine
     template: Template
     context_window: int
     version: str
+    adapter: str | None = None
+    attach: Callable[[], None] | None = None
+    detach: Callable[[], None] | None = None
+    holds: object = None
 
 
 @dataclass(slots=True)
 class _Loaded:
+    """`base`: the model whose weights it speaks with, itself when it is no adapter. `replaced` by a newer version."""
+
     speaker: Speaker
+    base: str
+    revision: str | None
     num_users: int = 0
+    replaced: bool = False
 
 
 @dataclass(slots=True)
@@ -76,14 +89,30 @@ class _Cancel:
     request_id: str
 
 
+def _none(name: str) -> str | None:
+    return None
+
+
 class ChatRunner:
     """`load(name)` makes a Speaker; it blocks, is called in a worker thread, and raises PlatformError for a model that
-    cannot be had. At most `max_models` stay loaded; a request for one more waits up to `room_timeout_s` until one is
-    idle. All methods belong to one event loop."""
+    cannot be had. `base_of(name)` says on whose weights an adapter goes, None for a whole model; it blocks as well.
+    `revision(name)` is looked at for every request: when it changes, the model is loaded again.
 
-    def __init__(self, load: Callable[[str], Speaker], *, max_models: int, room_timeout_s: float = 30.0) -> None:
-        self._load = load
-        self._max_models = max_models
+    At most `max_models` whole models stay loaded, and `max_adapters` adapters on them; a request for one more waits up
+    to `room_timeout_s` until one is idle. All methods belong to one event loop."""
+
+    def __init__(
+        self,
+        load: Callable[[str], Speaker],
+        *,
+        max_models: int,
+        max_adapters: int = 16,
+        base_of: Callable[[str], str | None] = _none,
+        revision: Callable[[str], str | None] = _none,
+        room_timeout_s: float = 30.0,
+    ) -> None:
+        self._load, self._base_of, self._revision = load, base_of, revision
+        self._max_models, self._max_adapters = max_models, max_adapters
         self._room_timeout_s = room_timeout_s
         self._loaded: OrderedDict[str, _Loaded] = OrderedDict()
         self._changed = asyncio.Condition()
@@ -110,7 +139,10 @@ class ChatRunner:
         async with self._speaker(model) as speaker:
             prompt = fit_prompt(speaker, messages, max_tokens=params.max_tokens, tools=params.tools)
             request = GenerationRequest(
-                request_id=f"chat-{next(self._ids)}", prompt_ids=tuple(prompt), params=replace(params, stop=())
+                request_id=f"chat-{next(self._ids)}",
+                prompt_ids=tuple(prompt),
+                params=replace(params, stop=()),
+                adapter=speaker.adapter,
             )
             reply = _Reply()
             self._num_active += 1
@@ -183,21 +215,37 @@ class ChatRunner:
             yield loaded.speaker
         finally:
             loaded.num_users -= 1
+            if loaded.replaced and not loaded.num_users:
+                self._thread.call(loaded.speaker.detach)
             async with self._changed:
                 self._changed.notify_all()
 
     async def _acquire(self, model: str) -> _Loaded:
-        if model in self._loaded:
+        if model in self._loaded and not self._is_old(model):
             self.num_hits += 1
         else:
             self.num_misses += 1
-        while model not in self._loaded:
+        while model not in self._loaded or self._is_old(model):
             # Shielded: a client that leaves must not throw away a load that others wait for.
-            await asyncio.shield(self._load_once(model))
+            try:
+                await asyncio.shield(self._load_once(model))
+            except Exception as error:
+                # Whatever is wrong with a new version, the old one still speaks.
+                if model not in self._loaded:
+                    raise
+                logger.warning(
+                    "model=%s goes on with version=%s: %s", model, self._loaded[model].speaker.version, error
+                )
+                break
         loaded = self._loaded[model]
         self._loaded.move_to_end(model)
         loaded.num_users += 1
         return loaded
+
+    def _is_old(self, model: str) -> bool:
+        """Whether another version of a loaded model was published. While it is being replaced there is none."""
+        newest = self._revision(model)
+        return newest is not None and newest != self._loaded[model].revision
 
     def _load_once(self, model: str) -> asyncio.Task[None]:
         if model not in self._loads:
@@ -214,28 +262,51 @@ class ChatRunner:
     async def _load_model(self, model: str) -> None:
         # One at a time: two loads would fight for memory and cores.
         async with self._one_load:
-            await self._make_room()
+            base = await asyncio.to_thread(self._base_of, model)
+            if model not in self._loaded:
+                await self._make_room(model, base)
+            revision = self._revision(model)
             speaker = await asyncio.to_thread(self._load, model)
-            self._loaded[model] = _Loaded(speaker)
+            self._thread.call(speaker.attach)
+            old = self._loaded.get(model)
+            self._loaded[model] = _Loaded(speaker, base or model, revision)
+            if old is not None:
+                old.replaced = True
+                if not old.num_users:
+                    self._thread.call(old.speaker.detach)
             logger.info("loaded model=%s version=%s", model, speaker.version)
 
-    async def _make_room(self) -> None:
-        """Unloads the least recently used model that nobody uses. Raises Unavailable when all stay in use."""
+    async def _make_room(self, model: str, base: str | None) -> None:
+        """Unloads what was used least recently and nobody uses now. Raises Unavailable when all stay in use."""
         try:
             async with asyncio.timeout(self._room_timeout_s), self._changed:
-                while len(self._loaded) >= self._max_models:
-                    idle = next((name for name, loaded in self._loaded.items() if not loaded.num_users), None)
+                while (wanted := self._too_many(model, base)) is not None:
+                    idle = next((names for names in wanted if not any(self._loaded[n].num_users for n in names)), None)
                     if idle is None:
                         await self._changed.wait()
                         continue
-                    del self._loaded[idle]
-                    logger.info("unloaded model=%s", idle)
+                    for name in idle:
+                        self._thread.call(self._loaded.pop(name).speaker.detach)
+                        logger.info("unloaded model=%s", name)
         except TimeoutError:
             raise Unavailable(
-                f"all {self._max_models} model places of this replica are in use; try again, or raise "
-                "max_models_per_replica",
+                f"all {self._max_models} model places and {self._max_adapters} adapter places of this replica are in "
+                "use; try again, or raise max_models_per_replica or max_adapters_per_replica",
                 retry_after_s=self._room_timeout_s,
             ) from None
+
+    def _too_many(self, model: str, base: str | None) -> list[list[str]] | None:
+        """None when there is room; else what could be unloaded together, least recently used first: an adapter, or a
+        base with all that speaks with its weights."""
+        adapters = [name for name, loaded in self._loaded.items() if loaded.base != name]
+        if base is not None and len(adapters) >= self._max_adapters:
+            return [[name] for name in adapters]
+        by_base: dict[str, list[str]] = {}
+        for name, loaded in reversed(self._loaded.items()):
+            by_base.setdefault(loaded.base, []).append(name)
+        if (base or model) in by_base or len(by_base) < self._max_models:
+            return None
+        return list(reversed(by_base.values()))
 
 
 def fit_prompt(
@@ -270,7 +341,7 @@ class _EngineThread:
     """Owns the engines: adds, cancels and steps them, and hands events to the event loop."""
 
     def __init__(self) -> None:
-        self._inbox: queue.SimpleQueue[_Add | _Cancel | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[_Add | _Cancel | Callable[[], None] | None] = queue.SimpleQueue()
         self._replies: dict[int, dict[str, _Add]] = {}
         self._engines: dict[int, Engine] = {}
         self._closed = False
@@ -284,6 +355,11 @@ class _EngineThread:
 
     def cancel(self, request: _Cancel) -> None:
         self._inbox.put(request)
+
+    def call(self, act: Callable[[], None] | None) -> None:
+        """Between two rounds, after everything that was asked before."""
+        if act is not None:
+            self._inbox.put(act)
 
     def close(self) -> None:
         self._closed = True
@@ -309,8 +385,10 @@ class _EngineThread:
                 return False
             if isinstance(item, _Add):
                 self._admit(item)
-            else:
+            elif isinstance(item, _Cancel):
                 self._forget(item)
+            else:
+                item()
 
     def _admit(self, add: _Add) -> None:
         try:

@@ -6,6 +6,7 @@ goes on), and `model/` once `export_merged` was called.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -25,7 +26,7 @@ def export_policy(policy: Policy, template: ChatTemplate, *, base_model: str, fo
     else:
         policy.model.save_pretrained(scratch / "model")
         template.tokenizer.save_pretrained(scratch / "model")
-    _replace(scratch, folder)
+    replace_folder(scratch, folder)
 
 
 def export_merged(job_id: str, *, runs_dir: Path, models_dir: Path) -> Path:
@@ -41,7 +42,7 @@ def export_merged(job_id: str, *, runs_dir: Path, models_dir: Path) -> Path:
         scratch = _scratch(merged)
         loaded.model.save_pretrained(scratch)
         loaded.template.tokenizer.save_pretrained(scratch)
-        _replace(scratch, merged)
+        replace_folder(scratch, merged)
     return merged
 
 
@@ -52,6 +53,10 @@ def _scratch(folder: Path) -> Path:
     return scratch
 
 
-def _replace(scratch: Path, folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
+def replace_folder(scratch: Path, folder: Path) -> None:
+    """Who reads meanwhile finds the old folder or the new one, but for the instant between two renames."""
+    old = folder.with_name(f"{scratch.name}-old")
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(folder, old)
     os.rename(scratch, folder)
+    shutil.rmtree(old, ignore_errors=True)
