@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,14 +36,24 @@ class Update:
 
 
 class Learner:
-    """Takes groups of episodes with their advantages and makes `num_iterations` optimizer steps on them."""
+    """Takes groups of episodes with their advantages and makes `num_iterations` optimizer steps on them. `turn`: within
+    it nobody else computes in this process."""
 
-    def __init__(self, config: TrainConfig, policy: Policy, optimization: Optimization, *, total_updates: int) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        policy: Policy,
+        optimization: Optimization,
+        *,
+        total_updates: int,
+        turn: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> None:
         self._config = config
         self._policy = policy
         self._optimization = optimization
         self._total_updates = total_updates
         self._micro_batch_tokens = config.micro_batch_tokens
+        self._turn = turn
         self._stepped = False
         self.num_updates = 0
         if config.beta:
@@ -56,7 +67,8 @@ class Learner:
         cannot help: with several ranks, which must agree, and with one row a micro-batch."""
         while True:
             try:
-                return self._update(groups, advantages)
+                with self._turn():
+                    return self._update(groups, advantages)
             except torch.OutOfMemoryError:
                 if ranks.world_size() > 1 or self._stepped or not self._shrink(groups):
                     raise

@@ -7,6 +7,7 @@ from a checkpoint does what the uninterrupted one would have done.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -21,7 +22,10 @@ import torch
 from chatgrpo.environments.registry import build_source
 from chatgrpo.errors import InvalidRequest
 from chatgrpo.inference.activation_tape import ActivationTape
+from chatgrpo.inference.adapters import adapter_in
+from chatgrpo.inference.llama_weights import LlamaWeights
 from chatgrpo.inference.loading import load
+from chatgrpo.inference.shared_engine import MemberEngine, SharedEngine
 from chatgrpo.inference.torch_engine import TorchEngine
 from chatgrpo.jobs import checkpoints, divergence, early_stopping
 from chatgrpo.jobs.divergence import Diverged
@@ -89,9 +93,11 @@ class Outcome:
 
 
 class Run:
-    """Everything of one run on one rank."""
+    """Everything of one run on one rank. `shared`: what it has in common with the other runs of a cohort."""
 
-    def __init__(self, config: TrainConfig, place: Place, report: Report) -> None:
+    def __init__(
+        self, config: TrainConfig, place: Place, report: Report, *, shared: SharedEngine | None = None
+    ) -> None:
         self.config, self.place, self._report = config, place, report
         self.folder = RunFolder(place.run_dir)
         num_eval = config.num_eval_prompts
@@ -105,24 +111,36 @@ class Run:
         self.params = RolloutParams.from_config(config)
         self.total_steps = config.max_steps or math.ceil(config.num_epochs * len(self.tasks) / config.prompts_per_step)
         device = device_of_rank()
-        loaded = load(config.model, models_dir=place.models_dir, runs_dir=place.runs_dir, device=device)
+        loaded = (
+            shared.base.fork()
+            if shared
+            else load(config.model, models_dir=place.models_dir, runs_dir=place.runs_dir, device=device)
+        )
         self.template = loaded.template
         dtype = compute_dtype(config.dtype, device)
         self.gauge = StepGauge(config, loaded.model, device=device, dtype=dtype)
         # Adapters start from random numbers: the same on every rank and in every attempt.
         torch.manual_seed(config.seed)
-        self.policy = _policy(loaded.model, config, dtype)
+        self.policy = _policy(loaded.model, config, dtype, shared.base.weights if shared else None)
         if config.gradient_checkpointing:
             loaded.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.optimization = _optimization(self.policy, config)
         self.learner = Learner(
-            config, self.policy, self.optimization, total_updates=self.total_steps * config.num_iterations
+            config,
+            self.policy,
+            self.optimization,
+            total_updates=self.total_steps * config.num_iterations,
+            turn=shared.turn if shared else contextlib.nullcontext,
         )
-        self.engine = TorchEngine(
-            self.policy.causal_lm,
-            self.template,
-            max_batch_size=config.rollout_batch_size,
-            weights=self.policy.weights,
+        self.engine: TorchEngine | MemberEngine = (
+            shared.join(place.run_id, adapter_in(self.policy.causal_lm))
+            if shared
+            else TorchEngine(
+                self.policy.causal_lm,
+                self.template,
+                max_batch_size=config.rollout_batch_size,
+                weights=self.policy.weights,
+            )
         )
         if self.policy.weights is not None:
             planned = plan(config, ModelShape.from_config(self.policy.causal_lm.config.to_dict()))
@@ -357,7 +375,11 @@ class Run:
 def train(config: TrainConfig, place: Place, report: Report) -> Outcome:
     """Runs or resumes a run in this process, one of `world_size` ranks. Raises PlatformError for a user's mistake."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    run = Run(config, place, report)
+    return carry_out(Run(config, place, report))
+
+
+def carry_out(run: Run) -> Outcome:
+    """From the newest checkpoint, if there is one, to the end."""
     succeeded = False
     try:
         run.resume()
@@ -368,13 +390,14 @@ def train(config: TrainConfig, place: Place, report: Report) -> Outcome:
     return outcome
 
 
-def _policy(model: Any, config: TrainConfig, dtype: torch.dtype) -> Policy:
+def _policy(model: Any, config: TrainConfig, dtype: torch.dtype, base: LlamaWeights | None) -> Policy:
     policy = Policy(
         model,
         lora=config.lora,
         compute_dtype=dtype,
         # DeepSpeed flattens parameters, and the fast path has no checkpoints inside its forward.
         fused=config.fast_path and config.deepspeed is None and not config.gradient_checkpointing,
+        base=base,
     )
     if policy.weights is not None and config.reuse_activations_gb:
         max_tokens = int(config.reuse_activations_gb * 1e9 / ActivationTape.bytes_per_token(policy.weights))

@@ -27,7 +27,8 @@ class Policy(nn.Module):
 
     `compute_dtype` other than float32 runs the forward under autocast; weights stay as they are. `fused` takes the fast
     path where the model is Llama-shaped; its gradients are added to `.grad` without hooks, so nothing may shard or
-    flatten the parameters. With a `tape` of the rollout, rows that are on it need no forward."""
+    flatten the parameters. With a `tape` of the rollout, rows that are on it need no forward. `base`: the fused weights
+    of the model that others share with this one (see `SharedBase`)."""
 
     def __init__(
         self,
@@ -36,6 +37,7 @@ class Policy(nn.Module):
         lora: LoraConfig | None = None,
         compute_dtype: torch.dtype = torch.float32,
         fused: bool = False,
+        base: LlamaWeights | None = None,
     ) -> None:
         super().__init__()
         for name in _LOGIT_TRANSFORMS:
@@ -48,7 +50,7 @@ class Policy(nn.Module):
         self.model = _with_adapter(model, lora) if lora else model
         self._reference: list[Any] = []  # in a list: not a submodule, so neither trained nor saved
         # None: the general path through the model's own modules.
-        self.weights = LlamaWeights.of(self.causal_lm) if fused and compute_dtype == torch.float32 else None
+        self.weights = LlamaWeights.of(self.causal_lm, base) if fused and compute_dtype == torch.float32 else None
         self.tape: ActivationTape | None = None
 
     @property

@@ -1,0 +1,109 @@
+"""Several LoRA runs on one base in one process: one copy of the base's weights, one engine, one batch.
+
+Each run is the run that it would be alone, with its own adapter, optimizer, data, trackers, checkpoints and export; it
+lives in a thread, and what it shares is the base and the engine (see `SharedEngine`). Decoding is bound by reading the
+base's weights, so a batch of four runs costs little more than that of one; updates are bound by arithmetic and are made
+one after the other. Sampling follows from each run's own seed, so it samples what it would sample alone, up to the
+rounding of products in a larger batch.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from chatgrpo.errors import InvalidRequest
+from chatgrpo.inference.loading import load
+from chatgrpo.inference.shared_base import SharedBase
+from chatgrpo.inference.shared_engine import SharedEngine
+from chatgrpo.training.config import TrainConfig
+from chatgrpo.training.loop import Outcome, Place, Report, Run, carry_out
+from chatgrpo.training.precision import compute_dtype, device_of_rank
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """One run; `report` is called in its thread."""
+
+    config: TrainConfig
+    place: Place
+    report: Report
+
+
+def check_cohort(configs: Sequence[TrainConfig]) -> None:
+    """Raises InvalidRequest naming the field that keeps these runs from sharing a base."""
+    for config in configs:
+        if config.lora is None:
+            raise InvalidRequest("runs that share a base train adapters; give lora", "lora")
+        if config.model != configs[0].model:
+            raise InvalidRequest(f"{config.model!r} and {configs[0].model!r} are two bases; share one", "model")
+        unshared: dict[str, bool] = {
+            "num_workers": config.num_workers > 1,
+            "deepspeed": config.deepspeed is not None,
+            "gradient_checkpointing": config.gradient_checkpointing,
+            "fast_path": not config.fast_path,
+        }
+        for name, is_wrong in unshared.items():
+            if is_wrong:
+                default = TrainConfig.model_fields[name].default
+                raise InvalidRequest(
+                    f"{getattr(config, name)!r} cannot share a base with other runs; write {default!r}", name
+                )
+
+
+def train_together(members: Sequence[Member], *, at_once: int | None = None) -> list[Outcome | Exception]:
+    """Runs or resumes all members, `at_once` of them at a time (empty: all); when one ends the next takes its place.
+
+    -> how each ended, in their order; a run that fails leaves the others alone. Raises InvalidRequest when they cannot
+    share a base."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    check_cohort([member.config for member in members])
+    places = min(at_once or len(members), len(members))
+    first = members[0]
+    shared = SharedEngine(_base(first), max_batch_size=_batch_size(members, places))
+    threads = partial(torch.set_num_threads, torch.get_num_threads())
+    with ThreadPoolExecutor(places, thread_name_prefix="run", initializer=threads) as pool:
+        running = [pool.submit(_train, member, shared) for member in members]
+        return [_ended(future) for future in running]
+
+
+def _base(member: Member) -> SharedBase:
+    device, config = device_of_rank(), member.config
+    if compute_dtype(config.dtype, device) != torch.float32:
+        raise InvalidRequest(f"{config.dtype} on {device} cannot share a base with other runs; write float32", "dtype")
+    place = member.place
+    base = SharedBase(load(config.model, models_dir=place.models_dir, runs_dir=place.runs_dir, device=device))
+    if base.weights is None:
+        raise InvalidRequest(f"{config.model!r} is not Llama-shaped: its runs cannot share a base", "model")
+    return base
+
+
+def _batch_size(members: Iterable[Member], places: int) -> int:
+    return sum(sorted((m.config.rollout_batch_size for m in members), reverse=True)[:places])
+
+
+def _train(member: Member, shared: SharedEngine) -> Outcome:
+    name = member.place.run_id
+    try:
+        with shared.turn():
+            run = Run(member.config, member.place, member.report, shared=shared)
+        return carry_out(run)
+    finally:
+        shared.leave(name)
+
+
+def _ended(future: Future[Outcome]) -> Outcome | Exception:
+    error = future.exception()
+    if error is None:
+        return future.result()
+    if not isinstance(error, Exception):
+        raise error
+    return error
