@@ -34,6 +34,8 @@ from actors.job_scheduler import JobClient, start_job_scheduler
 from actors.metrics_hub import MonitorClient, start_metrics_hub
 from actors.names import NAMESPACE
 from actors.reporting import report_process
+from actors.scaling import ScaleClient
+from actors.scaling_policy import POLICY
 from chatgrpo.api.app import create_app, gateway_of
 from chatgrpo.api.live import create_live_app
 from chatgrpo.api.operations import Operations
@@ -54,6 +56,8 @@ LIVE_APP = "live"
 
 # Weights are read from disk by the process that needs them; only small messages go through the object store.
 _OBJECT_STORE_BYTES = 200 * 2**20
+# When replicas become fewer, replies under way have so long to end.
+_FINISH_S = 30.0
 
 
 def services_of(platform: PlatformConfig, chat: DeploymentHandle[Any]) -> Services:
@@ -64,6 +68,7 @@ def services_of(platform: PlatformConfig, chat: DeploymentHandle[Any]) -> Servic
         chat=ChatClient(chat),
         conversations=ConversationClient(),
         monitor=MonitorClient(),
+        scaling=ScaleClient(),
     )
 
 
@@ -123,9 +128,11 @@ def build_api(platform: PlatformConfig) -> serve.Application:
             request_routing_stats_period_s=2.0,
         ),
         ray_actor_options={"runtime_env": {"env_vars": _thread_env(platform.chat_threads)}},
-        **_scaling(platform),
+        graceful_shutdown_timeout_s=_FINISH_S,
+        **_scaling(platform, least=platform.advice.min_replicas),
     ).bind(platform)
-    return _deployment(Api, max_ongoing_requests=1000).bind(platform, chat)
+    api = _deployment(Api, max_ongoing_requests=1000, graceful_shutdown_timeout_s=_FINISH_S, **_scaling(platform))
+    return api.bind(platform, chat)
 
 
 def build_live(platform: PlatformConfig, api_app: str = API_APP) -> serve.Application:
@@ -139,21 +146,19 @@ def _deployment(replica: type, *, ray_actor_options: Mapping[str, Any] | None = 
         replica,
         name=replica.__name__,
         ray_actor_options={"num_cpus": 0, **(ray_actor_options or {})},
-        graceful_shutdown_timeout_s=5.0,
         logging_config=LoggingConfig(log_level="WARNING"),
-        **options,
+        **({"graceful_shutdown_timeout_s": 5.0} | options),
     )
     return cast(Deployment, made)
 
 
-def _scaling(platform: PlatformConfig) -> dict[str, Any]:
-    """Serve's autoscaling on the platform's own advice, where that is to be applied."""
-    if not platform.advice.apply:
-        return {}
-    policy = AutoscalingPolicy(policy_function="actors.scaling_policy:advised")
-    bounds = {"min_replicas": platform.advice.min_replicas, "max_replicas": platform.advice.max_replicas}
-    # The advice looks ahead and is slow to change; waiting once more would make it late.
-    return {"autoscaling_config": AutoscalingConfig(**bounds, upscale_delay_s=0.0, policy=policy)}
+def _scaling(platform: PlatformConfig, *, least: int = 1) -> dict[str, Any]:
+    """Serve's autoscaling on what operators order and, where that is to be applied, on the platform's own advice."""
+    bounds = {"min_replicas": least, "max_replicas": platform.advice.max_replicas}
+    # Orders are carried out at once, and the policy itself waits where advice is to be waited with.
+    at_once = {"upscale_delay_s": 0.0, "downscale_delay_s": 0.0}
+    policy = AutoscalingPolicy(policy_function=POLICY)
+    return {"autoscaling_config": AutoscalingConfig(**bounds, **at_once, policy=policy)}
 
 
 def _thread_env(num_threads: int) -> dict[str, str]:

@@ -168,6 +168,26 @@ def test_metrics_are_those_of_every_process_and_ray_has_them_too(client: Client,
     assert [advice["what"] for advice in found["advice"]] == ["chat_replicas", "training_workers"]
 
 
+def test_an_operator_scales_the_chat_replicas_up_and_down(client: Client, url: str) -> None:
+    from ray import serve
+
+    def running() -> int:
+        return serve.status().applications["api"].deployments["ChatModel"].replica_states.get("RUNNING", 0)
+
+    # Half of one is bounded to one.
+    for factor, wanted in ((2.0, 2), (0.5, 1), (0.5, 1)):
+        answer = httpx.post(f"{url}/api/scale", json={"scale_factor": factor}, timeout=30)
+        assert answer.status_code == 200, answer.text
+        (scaled,) = answer.json()["scaled"]
+        assert (scaled["deployment"], scaled["replicas"], scaled["max_replicas"]) == ("ChatModel", wanted, 8)
+        give_up_at = time.monotonic() + 90
+        while running() != wanted:
+            assert time.monotonic() < give_up_at, serve.status()
+            time.sleep(0.2)
+        assert client.chat("still there?", max_tokens=4)["response"] is not None
+    assert scaled["bounded"] is True
+
+
 def test_the_live_socket_answers_with_the_apis_figures(url: str) -> None:
     address = url.replace("http", "ws") + "/ws/v2"
     with connect(address, open_timeout=30) as ws:

@@ -62,6 +62,7 @@ ALIASES: tuple[RouteConfig, ...] = (
     _old("/api/chat", "/api/v2/chat", "POST"),
     _old("/api/metrics", "/api/v2/metrics", "GET"),
     _old("/api/conversations/{conversation_id}", _TALK, "GET", "DELETE"),
+    _old("/api/scale", "/api/v2/system/scale", "POST"),
     _old("/health", "/api/v2/health", "GET"),
     _old("/ws", "/ws/v2", "WEBSOCKET"),
 )
@@ -124,6 +125,7 @@ ROUTES: tuple[RouteConfig, ...] = (
     _act(f"{_SNAPSHOTS}/{{snapshot_id}}", Permission.CONVERSATIONS_WRITE, "snapshot.remove", methods=("DELETE",)),
     _read("/api/v2/models", Permission.MODELS_READ),
     *(_read(path, Permission.SYSTEM_READ) for path in ("/api/v2/metrics", "/api/v2/system/status", "/metrics")),
+    _act("/api/v2/system/scale", Permission.SYSTEM_WRITE, "system.scale"),
     _read("/api/v2/advice", Permission.SYSTEM_READ),
     *(_read(path, Permission.SYSTEM_READ) for path in (_ALERTS, f"{_ALERTS}/silences")),
     _act(f"{_ALERTS}/silences", Permission.SYSTEM_WRITE, "alerts.silence"),

@@ -11,12 +11,14 @@ from starlette.requests import HTTPConnection
 
 from chatgrpo.clock import Clock, SystemClock
 from chatgrpo.config import PlatformConfig
+from chatgrpo.errors import Conflict
 from chatgrpo.inference.deltas import ChatDelta
 from chatgrpo.inference.engine import SamplingParams
 from chatgrpo.jobs.job import JobService
 from chatgrpo.messages import Message
 from chatgrpo.monitoring.alert_config import load_alerts
 from chatgrpo.monitoring.monitor import Monitor, MonitorService
+from chatgrpo.monitoring.scale_orders import Scaled
 from chatgrpo.state.consistency import Consistency, SessionToken
 from chatgrpo.state.conversation import Appended, Conversation, Page, Window
 from chatgrpo.state.export import Include
@@ -146,6 +148,22 @@ class ConversationService(Protocol):
     async def ping(self) -> None: ...
 
 
+class ScalingService(Protocol):
+    """Whoever starts and stops replicas."""
+
+    async def scale(self, factor: float, *, everything: bool, until: float | None) -> Sequence[Scaled]:
+        """Wants `factor` times the chat replicas, with `everything` those of the API too. The order stands until then
+        (seconds since the epoch; None: for good). Raises Conflict where the number is fixed, Unavailable."""
+        ...
+
+
+class NotScalable:
+    """ScalingService of an API that runs in one process."""
+
+    async def scale(self, factor: float, *, everything: bool, until: float | None) -> Sequence[Scaled]:
+        raise Conflict("this API does not run on Ray Serve, so there are no replicas to scale; use `chatgrpo serve`")
+
+
 def _own_monitor() -> MonitorService:
     """Alerts of an API that runs without a hub."""
     return Monitor(load_alerts(), clock=SystemClock())
@@ -161,6 +179,7 @@ class Services:
     chat: ChatService
     conversations: ConversationService
     monitor: MonitorService = field(default_factory=_own_monitor)
+    scaling: ScalingService = field(default_factory=NotScalable)
 
 
 async def services_of(connection: HTTPConnection) -> Services:

@@ -17,8 +17,8 @@ class AdviceConfig(BaseModel):
     replies_a_replica: float = Field(
         16.0, gt=0, description="Replies being written at once that a replica is good for."
     )
-    min_replicas: int = Field(1, ge=1, description="Fewest chat replicas.")
-    max_replicas: int = Field(8, ge=1, description="Most chat replicas.")
+    min_replicas: int = Field(1, ge=1, description="Fewest chat replicas, advised or ordered.")
+    max_replicas: int = Field(8, ge=1, description="Most chat replicas, advised or ordered; of the API, ordered.")
     slow_p95_s: float = Field(10.0, gt=0, description="A 95th percentile of chat requests above this is too slow.")
     cpu_hour: float = Field(0.05, ge=0, description="Price of a CPU core for an hour.")
     gpu_hour: float = Field(2.0, ge=0, description="Price of a GPU for an hour.")

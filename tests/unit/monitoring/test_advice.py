@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from actors.scaling_policy import target
 from chatgrpo.monitoring.advice import Advice, Facts, confidence, decide
 from chatgrpo.monitoring.advice_config import AdviceConfig
 from chatgrpo.monitoring.advisor import Advisor
@@ -185,17 +184,3 @@ async def test_an_advisor_sees_a_rising_load_before_it_is_there() -> None:
     view = advisor.view(history, 3541.0)
     assert (view["applied"], view["forecast"]["method"], len(view["forecast"]["points"])) == (False, "trend", 30)
     assert view["advice"][0]["wanted"] == replicas.wanted
-
-
-@pytest.mark.parametrize(
-    ("said", "found"),
-    [
-        (None, 2),
-        ({"replicas": 3, "at": 1000.0}, 3),
-        ({"replicas": 9, "at": 1000.0}, 4),
-        ({"replicas": 0, "at": 1000.0}, 1),
-        ({"replicas": 3, "at": 0.0}, 2),
-    ],
-)
-def test_serve_follows_fresh_advice_within_its_bounds(said: dict[str, float] | None, found: int) -> None:
-    assert target(said, now=1200.0, current=2, least=1, most=4) == found
