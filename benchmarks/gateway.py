@@ -34,7 +34,6 @@ CONNECTIONS = (1, 32, 256)
 ROUNDS = 3
 SECONDS = 3.0
 SOAK_REQUESTS = 100_000
-PRODUCTION = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
 LITELLM_KEY = "sk-bench-0123456789"
 QUIET = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR", "LITELLM_MODE": "PRODUCTION"}
 UV = Path(__file__).parent.parent / ".uv" / "bin" / "uv"
@@ -57,7 +56,7 @@ def server(command: list[str], port: int, *, env: dict[str, str] | None = None, 
         wait_for(child, port, log)
         yield tree
     finally:
-        family = tree.children(recursive=True)
+        family = tree.children(recursive=True) if child.poll() is None else []
         assert child.stdin is not None
         child.stdin.close()
         if "serve" not in command:
@@ -155,9 +154,7 @@ def side_by_side(folder: Path) -> dict[str, Any]:
         server(
             litellm_command(programs, ports["litellm"], folder), ports["litellm"], env=QUIET, log=logs["litellm"]
         ) as litellm,
-        server(
-            [*ours, "serve", str(ports["serve"]), str(folder)], ports["serve"], env=PRODUCTION, log=logs["serve"]
-        ) as serve,
+        server([*ours, "serve", str(ports["serve"]), str(folder)], ports["serve"], log=logs["serve"]) as serve,
     ):
         key = "cgk_" + logs["serve"].read_text().split("ready cgk_")[1].split()[0]
         rounds: dict[str, list[dict[int, Measured]]] = {"bare_uvicorn": [], "bare_serve": [], "ours": [], "litellm": []}

@@ -17,6 +17,7 @@ from fastapi import FastAPI
 
 from chatgrpo.config import PlatformConfig
 from chatgrpo.gateway.config import GatewayConfig, LimitRule
+from chatgrpo.gateway.ingress import prepare_ingress
 from chatgrpo.inference.deltas import ChatDelta
 from chatgrpo.inference.engine import FinishReason, SamplingParams
 from chatgrpo.messages import Message
@@ -61,7 +62,8 @@ def bare_app() -> FastAPI:
 
 
 def platform_of(home: Path, port: int) -> PlatformConfig:
-    return PlatformConfig(home=home, port=port, default_model="tiny", gateway=GatewayConfig(limits=LIMITS))
+    gateway = GatewayConfig(limits=LIMITS)
+    return PlatformConfig(home=home, port=port, ingress="haproxy", default_model="tiny", gateway=gateway)
 
 
 def run_bare(port: int) -> None:
@@ -86,6 +88,8 @@ def run_serve(port: int, home: Path) -> None:
     """Says `ready KEY` once both answer, and goes on until its input is closed."""
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(home / "token"), "RAY_USAGE_STATS_ENABLED": "0"}
     (home / "token").write_text("0123456789abcdef" * 4)
+    platform = platform_of(home, port)
+    prepare_ingress(platform)
     import ray
     from ray import serve
     from ray.serve.schema import LoggingConfig
@@ -98,7 +102,6 @@ def run_serve(port: int, home: Path) -> None:
     from chatgrpo.state.tiered import TieredStore
     from tests.fake_services import FakeJobs
 
-    platform = platform_of(home, port)
     key = asyncio.run(make_key(platform))
 
     class Bare:

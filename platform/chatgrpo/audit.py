@@ -38,6 +38,7 @@ MAX_BATCH: Final = 256
 MAX_ATTEMPTS: Final = 100
 NOTE_S: Final = 0.02
 """How long a noted entry waits for others before they are written together."""
+_CANONICAL: Final = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 MAX_NOTED: Final = 4096
 """Noted entries that may wait; beyond, whoever acts waits with them."""
 
@@ -256,8 +257,8 @@ class AuditTrail:
             # Who wrote last knows the end; somebody else's entry since then shows as a conflict.
             last, seq = self._end or await self._read_end()
             entries = self._chained(batch, last)
-            head = Head(version=entries[-1].number, data=history.pack({"hash": entries[-1].hash}))
-            records = tuple(history.pack(entry.to_dict()) for entry in entries)
+            head = Head(version=entries[-1]["number"], data=history.pack({"hash": entries[-1]["hash"]}))
+            records = tuple(map(history.pack, entries))
             self._end = None
             try:
                 written = await self._store.append(TRAIL, Write(head=head, records=records, based_on=seq))
@@ -265,24 +266,23 @@ class AuditTrail:
                 if attempt == MAX_ATTEMPTS - 1:
                     raise
                 continue
-            self._end = entries[-1], written
+            self._end = AuditEntry(**entries[-1]), written
             return
 
     async def _read_end(self) -> tuple[AuditEntry | None, int]:
         log = await self._store.tail(TRAIL, 1)
         return (_decode(log.records[-1]), log.head.seq) if log else (None, 0)
 
-    def _chained(self, batch: list[dict[str, Any]], last: AuditEntry | None) -> list[AuditEntry]:
-        entries: list[AuditEntry] = []
+    def _chained(self, batch: list[dict[str, Any]], last: AuditEntry | None) -> list[dict[str, Any]]:
+        """The bodies of entries with their hashes. Plain dicts: this is done for every request that is audited."""
+        number, at, previous = (last.number, last.at, last.hash) if last else (-1, 0.0, FIRST)
+        now = self._clock.now()
+        entries: list[dict[str, Any]] = []
         for fields in batch:
-            before = entries[-1] if entries else last
-            entry = AuditEntry(
-                number=before.number + 1 if before else 0,
-                at=max(self._clock.now(), before.at if before else 0.0),
-                previous=before.hash if before else FIRST,
-                **fields,
-            )
-            entries.append(AuditEntry(**entry.body(), hash=hash_of(entry, self._secret)))
+            number, at = number + 1, max(now, at)
+            body = {"number": number, "at": at, **fields, "previous": previous}
+            previous = _hash(body, self._secret)
+            entries.append({**body, "hash": previous})
         return entries
 
 
@@ -291,7 +291,11 @@ def _is_named(entry: AuditEntry, what: str | None) -> bool:
 
 
 def hash_of(entry: AuditEntry, secret: bytes | None) -> str:
-    text = json.dumps(entry.body(), sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
+    return _hash(entry.body(), secret)
+
+
+def _hash(body: Mapping[str, Any], secret: bytes | None) -> str:
+    text = _CANONICAL.encode(body).encode()
     return hmac.new(secret, text, "sha256").hexdigest() if secret else hashlib.sha256(text).hexdigest()
 
 

@@ -37,7 +37,7 @@ def replica_class() -> type:
             return self.name, os.getpid()
 
         async def record_routing_stats(self) -> dict[str, float]:
-            return {"load": 0.9 if self.name == "slow" else 0.1}
+            return {"load": 0.9, "weight": 0.2} if self.name == "slow" else {"load": 0.1, "weight": 1.0}
 
     return Replica
 
@@ -56,7 +56,9 @@ def deployed(strategy: Strategy, folder: Path) -> Any:
     from ray.serve.config import RequestRouterConfig
 
     router = RequestRouterConfig(
-        request_router_class="actors.replica_routers.ReplicaRouter", request_router_kwargs={"strategy": str(strategy)}
+        request_router_class="actors.replica_routers.ReplicaRouter",
+        request_router_kwargs={"strategy": str(strategy)},
+        request_routing_stats_period_s=0.5,
     )
     made: Any = serve.deployment(
         replica_class(),
@@ -90,6 +92,23 @@ def test_the_slow_get_little_and_the_dead_nothing(running: None, tmp_path: Path)
     later = [ask(handle, str(number)).result(timeout_s=30) for number in range(20)]
     assert victim not in {pid for _, pid in later}
     assert len(later) == 20
+
+
+def test_weights_are_kept_to_and_the_dead_get_nothing(running: None, tmp_path: Path) -> None:
+    handle = deployed(Strategy.WEIGHTED, tmp_path)
+    give_up_at = time.monotonic() + 60
+    # Once the weights have come: 1 of 11, where turns would give 11 of 33.
+    while True:
+        round_ = [ask(handle, str(number)) for number in range(33)]
+        answers = Counter(answer.result(timeout_s=30) for answer in round_)
+        slow = sum(count for (name, _), count in answers.items() if name == "slow")
+        if 1 <= slow <= 5:
+            break
+        assert time.monotonic() < give_up_at, answers
+    _, victim = next(found for found in answers if found[0] == "quick")
+    os.kill(victim, signal.SIGKILL)
+    later = [ask(handle, str(number)).result(timeout_s=30) for number in range(20)]
+    assert victim not in {pid for _, pid in later}
 
 
 def test_a_conversation_stays_with_its_replica(running: None, tmp_path: Path) -> None:

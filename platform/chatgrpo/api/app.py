@@ -12,7 +12,6 @@ from typing import Any
 from fastapi import APIRouter, FastAPI
 from fastapi.telemetry import TelemetryConfig
 from starlette.middleware import Middleware
-from starlette.middleware.gzip import GZipMiddleware
 
 from chatgrpo.api import (
     advice,
@@ -33,8 +32,10 @@ from chatgrpo.api import (
 )
 from chatgrpo.api.body_limit import BodyLimit
 from chatgrpo.api.cached_chat import CachedChat
+from chatgrpo.api.compression import Gzip
 from chatgrpo.api.dashboard.site import add_dashboard
 from chatgrpo.api.description import describe
+from chatgrpo.api.direct import Direct
 from chatgrpo.api.errors import handle_errors
 from chatgrpo.api.guarded_chat import GuardedChat
 from chatgrpo.api.live import create_live_app
@@ -123,16 +124,19 @@ def create_app(services: Services) -> FastAPI:
         await asyncio.wait({reporting})
         await gateway.close()
 
-    innermost = (
+    innermost = [
         Middleware(BodyLimit, max_bytes=services.config.max_body_bytes),
         Middleware(MeasureQueue, metrics=metrics),
-    )
+    ]
+    if services.config.otlp_endpoint is None:
+        # Spans are the framework's: requests that are traced go all the way through it.
+        innermost.append(Middleware(Direct, routes={"/v1/chat/completions": openai.DIRECT}))
     app = FastAPI(
         title="chatgrpo",
         version=version("chatgrpo"),
         summary="Conversational agents that get better by reinforcement learning.",
         # Outside of everything, so that the cache holds answers as they are; event streams are left alone.
-        middleware=[Middleware(GZipMiddleware, minimum_size=GZIP_FROM_BYTES), *gateway.middleware(), *innermost],
+        middleware=[Middleware(Gzip, minimum_size=GZIP_FROM_BYTES), *gateway.middleware(), *innermost],
         lifespan=closing,
         docs_url=None,
         redoc_url=None,

@@ -4,13 +4,17 @@ of this API has one JSON shape."""
 from __future__ import annotations
 
 from fastapi.responses import JSONResponse
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from chatgrpo.api.errors import error_body
 from chatgrpo.errors import TooLarge
 from chatgrpo.gateway.config import RouteConfig
+from chatgrpo.gateway.request_headers import header
+
+
+class _BodyTooLarge(HTTPException):
+    """An HTTPException passes through the framework's reading of the body; others become "bad request"."""
 
 
 class BodyLimit:
@@ -27,7 +31,7 @@ class BodyLimit:
             return
         row: RouteConfig | None = scope.get("route")
         max_bytes = (row and row.max_body_bytes) or self.max_bytes
-        announced = Headers(scope=scope).get("content-length", "0")
+        announced = header(scope, b"content-length") or "0"
         if announced.isdecimal() and int(announced) > max_bytes:
             response = JSONResponse(error_body(TooLarge(_message(max_bytes))), TooLarge.status)
             await response(scope, receive, send)
@@ -39,11 +43,15 @@ class BodyLimit:
             message = await receive()
             num_read += len(message.get("body", b""))
             if num_read > max_bytes:
-                # An HTTPException passes through the framework's reading of the body; others become "bad request".
-                raise HTTPException(TooLarge.status, _message(max_bytes))
+                raise _BodyTooLarge(TooLarge.status, _message(max_bytes))
             return message
 
-        await self.app(scope, counted, send)
+        try:
+            await self.app(scope, counted, send)
+        except _BodyTooLarge as error:
+            # Who reads a body outside of the framework does so before the answer begins.
+            response = JSONResponse(error_body(TooLarge(error.detail)), TooLarge.status)
+            await response(scope, receive, send)
 
 
 def _message(max_bytes: int) -> str:

@@ -74,13 +74,13 @@ def error_body(error: PlatformError) -> dict[str, Any]:
 
 def handle_errors(app: FastAPI) -> None:
     """Registers the handlers. One place decides what a caller gets to see."""
-    app.add_exception_handler(PlatformError, _platform_error)
+    app.add_exception_handler(PlatformError, platform_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _unexpected)
 
 
-async def _platform_error(_: Request, error: Exception) -> JSONResponse:
+async def platform_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, PlatformError)
     headers = {}
     if isinstance(error, RateLimited | Unavailable):

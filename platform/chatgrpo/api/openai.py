@@ -9,13 +9,15 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from datetime import datetime
+from secrets import token_hex
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
-from ulid import ULID
+from pydantic_core import to_json
 
+from chatgrpo.api.direct import DirectRoute
 from chatgrpo.api.disconnect import while_connected
 from chatgrpo.api.errors import RESPONSES
 from chatgrpo.api.exchanges import Reply
@@ -179,15 +181,19 @@ async def complete(request: Request, body: CompletionRequest) -> Response:
         params=params,
         tokens=await reserve_tokens(request, sum(p.max_tokens for p in params)),
         created=int(services.clock.now()),
-        completion_id=f"chatcmpl-{ULID()}",
+        completion_id=f"chatcmpl-{token_hex(12)}",
     )
     if not body.stream:
-        return JSONResponse(await while_connected(request, _whole(call)))
+        content = to_json(await while_connected(request, _whole(call)), inf_nan_mode="null")
+        return Response(content, media_type="application/json")
     pieces = _merged(call)
     # Awaited here, so that what goes wrong before the first piece is answered with its own status.
     first = await while_connected(request, _first(pieces))
     with_usage = body.stream_options is not None and body.stream_options.include_usage
     return event_stream(_chunks(call, first, pieces, with_usage=with_usage))
+
+
+DIRECT = DirectRoute(CompletionRequest, complete)
 
 
 def _params(body: CompletionRequest, services: Services) -> tuple[SamplingParams, ...]:
@@ -221,19 +227,18 @@ async def _merged(call: _Call) -> AsyncGenerator[_Piece, None]:
     is given back."""
     num_tokens = 0
     try:
-        async with aclosing(_only(call) if len(call.params) == 1 else _together(call)) as pieces:
+        if len(call.params) == 1:  # most calls want one reply: no tasks, no queue
+            async with aclosing(call.speak(0)) as deltas:
+                async for delta in deltas:
+                    num_tokens += delta.num_tokens
+                    yield _Piece(0, delta)
+            return
+        async with aclosing(_together(call)) as pieces:
             async for piece in pieces:
                 num_tokens += piece.delta.num_tokens
                 yield piece
     finally:
         await call.tokens.settle(num_tokens)
-
-
-async def _only(call: _Call) -> AsyncGenerator[_Piece, None]:
-    """Most calls want one reply: no tasks, no queue."""
-    async with aclosing(call.speak(0)) as deltas:
-        async for delta in deltas:
-            yield _Piece(0, delta)
 
 
 async def _together(call: _Call) -> AsyncGenerator[_Piece, None]:

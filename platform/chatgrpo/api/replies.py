@@ -56,12 +56,25 @@ class Replies:
         """Replies of a deleted conversation are told to nobody any more."""
         await self._chat.cache.forget_conversation(tenant, conversation_id)
 
-    async def _on_rung(
+    def _on_rung(
         self, rung: Rung, model: str, messages: Sequence[Message], params: SamplingParams, asker: Asker | None
     ) -> AsyncGenerator[ChatDelta, None]:
         smaller = self._smaller.get(model)
+        if smaller is None:
+            return self._chat.stream(model, messages, params, asker)
+        return self._or_smaller(smaller, rung, model, messages, params, asker)
+
+    async def _or_smaller(
+        self,
+        smaller: str,
+        rung: Rung,
+        model: str,
+        messages: Sequence[Message],
+        params: SamplingParams,
+        asker: Asker | None,
+    ) -> AsyncGenerator[ChatDelta, None]:
         has_begun = False
-        if smaller is None or rung < Rung.DEGRADE:
+        if rung < Rung.DEGRADE:
             try:
                 async with aclosing(self._chat.stream(model, messages, params, asker)) as deltas:
                     async for delta in deltas:
@@ -69,7 +82,7 @@ class Replies:
                         yield delta
                 return
             except Unavailable as error:
-                if smaller is None or has_begun:
+                if has_begun:
                     raise
                 logger.warning("a smaller model speaks model=%s smaller=%s cause=%s", model, smaller, error)
         self._ladder.gave_up("quality")

@@ -66,6 +66,15 @@ class Minted:
     stored: ApiKey
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Known:
+    """A key as it was read at `checked`, by a monotonic clock."""
+
+    checked: float
+    stored: ApiKey
+    identity: Identity
+
+
 def permitted(minter: Identity, *, tenant: str, permissions: Iterable[Permission], expires_at: float | None) -> str:
     """Why `minter` must not make or change such a key; empty when it may."""
     if Permission.KEYS_MANAGE not in minter.permissions:
@@ -86,7 +95,7 @@ class Keyring:
         self._open_store = open_store
         self._pepper = pepper
         self._clock = clock
-        self._known: dict[str, tuple[float, ApiKey]] = {}
+        self._known: dict[str, _Known] = {}
         self._any_at = (-RECHECK_S, False)
 
     async def has_keys(self) -> bool:
@@ -100,21 +109,24 @@ class Keyring:
 
     async def identify(self, key: str) -> Identity:
         """Raises Unauthenticated for a key that is malformed, unknown, expired or revoked; one message for all."""
-        key_id = key_id_of(key)
-        if key_id is None:
-            raise Unauthenticated("this is not a key of the platform: it is cut off or mistyped")
         digest, now = digest_of(key, self._pepper), self._clock.monotonic()
-        checked, stored = self._known.get(digest, (-RECHECK_S, None))
-        if stored is None or now - checked >= RECHECK_S:
+        known = self._known.get(digest)
+        if known is None or now - known.checked >= RECHECK_S:
             self._known.pop(digest, None)
+            key_id = key_id_of(key)
+            if key_id is None:
+                raise Unauthenticated("this is not a key of the platform: it is cut off or mistyped")
             stored, _ = await self._find(key_id)
-        if stored is None or not self._is_valid(stored, digest):
+            if stored is None:
+                raise Unauthenticated(UNKNOWN)
+            known = _Known(checked=now, stored=stored, identity=stored.identity())
+        if not self._is_valid(known.stored, digest):
             raise Unauthenticated(UNKNOWN)
         if digest not in self._known:
             if len(self._known) >= MAX_KNOWN:
                 self._known.clear()
-            self._known[digest] = (now, stored)
-        return stored.identity()
+            self._known[digest] = known
+        return known.identity
 
     async def create(
         self,
@@ -206,7 +218,7 @@ class Keyring:
             based_on=based_on.seq if based_on else 0,
         )
         await (await self._open_store()).append(Key(*SPACE, stored.key_id), write)
-        self._known = {digest: item for digest, item in self._known.items() if item[1].key_id != stored.key_id}
+        self._known = {digest: item for digest, item in self._known.items() if item.stored.key_id != stored.key_id}
 
     def _is_valid(self, stored: ApiKey, digest: str) -> bool:
         now = self._clock.now()

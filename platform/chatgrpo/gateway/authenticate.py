@@ -14,20 +14,22 @@ from chatgrpo.gateway.api_keys import UNKNOWN, Keyring
 from chatgrpo.gateway.config import RouteConfig
 from chatgrpo.gateway.identity import ANONYMOUS, LOCAL, Identity
 from chatgrpo.gateway.refusal import error_bytes, refuse
+from chatgrpo.gateway.request_headers import header
 from chatgrpo.gateway.sessions import Session, Sessions
 
 KEY_PROTOCOL: Final = "chatgrpo.key."
 
 
-def presented_key(headers: Headers) -> str | None:
+def presented_key(scope: Scope) -> str | None:
     """The key in `Authorization: Bearer ...` or `X-API-Key: ...`; keys in addresses would end in logs. Browsers cannot
     set headers of a WebSocket: there it may be the subprotocol `chatgrpo.key.<key>`."""
-    scheme, _, credentials = headers.get("authorization", "").partition(" ")
+    scheme, _, credentials = (header(scope, b"authorization") or "").partition(" ")
     if scheme.lower() == "bearer" and credentials.strip():
         return credentials.strip()
-    offered = [name.strip() for name in headers.get("sec-websocket-protocol", "").split(",")]
-    in_protocol = (name.removeprefix(KEY_PROTOCOL) for name in offered if name.startswith(KEY_PROTOCOL))
-    return headers.get("x-api-key") or next(in_protocol, None)
+    if key := header(scope, b"x-api-key"):
+        return key
+    offered = [name.strip() for name in (header(scope, b"sec-websocket-protocol") or "").split(",")]
+    return next((name.removeprefix(KEY_PROTOCOL) for name in offered if name.startswith(KEY_PROTOCOL)), None)
 
 
 def refuse_unless_allowed(identity: Identity, row: RouteConfig) -> None:
@@ -52,7 +54,7 @@ class Authenticate:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
-        key, row = presented_key(Headers(scope=scope)), scope["route"]
+        key, row = presented_key(scope), scope["route"]
         try:
             identity = await self._identify(key, row)
             state = scope.setdefault("state", {})
@@ -78,16 +80,12 @@ class Authenticate:
         return await self.keyring.identify(key)
 
     async def _until_revoked(self, session: Session, scope: Scope, receive: Receive, send: Send) -> None:
-        is_started = is_events = False
+        begun: Message | None = None
 
         async def watched(message: Message) -> None:
-            nonlocal is_started, is_events
-            if message["type"] == "http.response.start":
-                is_started, is_events = (
-                    True,
-                    Headers(raw=message["headers"]).get("content-type", "").startswith("text/event-stream"),
-                )
-            is_started = is_started or message["type"] == "websocket.accept"
+            nonlocal begun
+            if begun is None and message["type"] in {"http.response.start", "websocket.accept"}:
+                begun = message
             await send(message)
 
         try:
@@ -96,19 +94,19 @@ class Authenticate:
             if not session.revoked:
                 raise
             session.task.uncancel()
-            await _end(scope, receive, send, is_started=is_started, is_events=is_events)
+            await _end(scope, receive, send, begun)
         finally:
             self.sessions.leave(session)
 
 
-async def _end(scope: Scope, receive: Receive, send: Send, *, is_started: bool, is_events: bool) -> None:
+async def _end(scope: Scope, receive: Receive, send: Send, begun: Message | None) -> None:
     """An answer that is under way is cut: events get a last one that says why, a socket a close frame, anything else
     ends without its last chunk, so that no client takes it for whole."""
     error = Unauthenticated(UNKNOWN)
-    if not is_started:
+    if begun is None:
         await refuse(error, scope, receive, send)
     elif scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": 1008, "reason": "the key no longer works"})
-    elif is_events:
+    elif Headers(raw=begun["headers"]).get("content-type", "").startswith("text/event-stream"):
         data = json.dumps(json.loads(error_bytes(error)))
         await send({"type": "http.response.body", "body": f"event: error\ndata: {data}\n\n".encode()})

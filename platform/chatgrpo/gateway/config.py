@@ -137,8 +137,8 @@ class GatewayConfig(BaseModel):
     limits: tuple[LimitRule, ...] = Field(
         (LimitRule(name="caller", requests=6000, burst=500),), description="Each applies; the strictest decides."
     )
-    counters: Literal["auto", "memory", "sqlite", "redis"] = Field(
-        "auto", description="Where limits count. auto: redis with a `redis_url`, else a SQLite file for all replicas."
+    counters: Literal["auto", "memory", "file", "redis"] = Field(
+        "auto", description="Where limits count. auto: redis with a `redis_url`, else a file for all replicas on it."
     )
     balancing: Strategy = Field(
         Strategy.LEAST_CONNECTIONS, description="Which replica of a model gets the next request."

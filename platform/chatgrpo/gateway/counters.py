@@ -1,5 +1,5 @@
 """Where limits count. Each kind decides and counts in one step that nothing can come between. The kind for one process
-is here; `counters_sqlite` is for all processes of a machine, `counters_redis` for all of a cluster."""
+is here; `counters_file` is for all processes of a machine, `counters_redis` for all of a cluster."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from chatgrpo.errors import DeadlineExceeded
 from chatgrpo.gateway.refusal import refuse
+from chatgrpo.resilience.alarm import Alarm
 
 
 class Deadline:
@@ -21,18 +22,18 @@ class Deadline:
             await self.app(scope, receive, send)
             return
         timeout_s: float = scope["route"].timeout
-        deadline = asyncio.timeout(timeout_s)
+        alarm = Alarm(timeout_s)
 
         async def watched(message: Message) -> None:
-            deadline.reschedule(None)
+            alarm.stop()
             await send(message)
 
         try:
-            async with deadline:
-                await self.app(scope, receive, watched)
-        except TimeoutError:
-            if not deadline.expired():
+            await self.app(scope, receive, watched)
+        except asyncio.CancelledError:
+            if not alarm.rang():
                 raise
-            await refuse(
-                DeadlineExceeded(f"no answer within {timeout_s:g} s; try again, or ask for less"), scope, receive, send
-            )
+            late = DeadlineExceeded(f"no answer within {timeout_s:g} s; try again, or ask for less")
+            await refuse(late, scope, receive, send)
+        finally:
+            alarm.stop()

@@ -24,8 +24,8 @@ from chatgrpo.gateway.circuits import Circuits
 from chatgrpo.gateway.client_address import ClientAddress
 from chatgrpo.gateway.config import GatewayConfig, RouteConfig
 from chatgrpo.gateway.counters import Counters, MemoryCounters
+from chatgrpo.gateway.counters_file import FileCounters
 from chatgrpo.gateway.counters_redis import RedisCounters
-from chatgrpo.gateway.counters_sqlite import SqliteCounters
 from chatgrpo.gateway.deadline import Deadline
 from chatgrpo.gateway.exposure import is_loopback
 from chatgrpo.gateway.header_limit import HeaderLimit
@@ -51,7 +51,7 @@ from chatgrpo.resilience.ladder import Ladder
 from chatgrpo.state.stores import open_store
 
 STATE_DB = "state.db"
-LIMITS_DB = "limits.db"
+LIMITS_FILE = "limits"
 # Largest body that is read into memory to compare it with an earlier one.
 MAX_BODY_BYTES = 4 * 2**20
 
@@ -158,9 +158,9 @@ def counters_of(config: GatewayConfig, redis_url: str | None, home: Path, clock:
         return MemoryCounters(clock)
     if kind == "redis" and redis_url is None:
         raise InvalidRequest("needs a redis_url", "gateway.counters")
-    if kind != "sqlite" and redis_url is not None:
+    if kind != "file" and redis_url is not None:
         return RedisCounters(redis_url)
-    return SqliteCounters(home / LIMITS_DB, clock)
+    return FileCounters(home / LIMITS_FILE, clock)
 
 
 def pepper_of(config: GatewayConfig, home: Path) -> bytes:

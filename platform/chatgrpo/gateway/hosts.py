@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from functools import lru_cache
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from chatgrpo.errors import PlatformError
 from chatgrpo.gateway.exposure import is_loopback
 from chatgrpo.gateway.refusal import refuse
+from chatgrpo.gateway.request_headers import header
 
 
 class Misdirected(PlatformError):
@@ -67,12 +67,11 @@ class AllowedHosts:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        host = headers.get("host", "")
+        host, origin = header(scope, b"host") or "", header(scope, b"origin")
         if not is_allowed(host, self.allowed):
             message = "the platform is not known by this Host; add it to gateway.allowed_hosts"
             await refuse(Misdirected(message), scope, receive, send)
-        elif scope.get("method", "GET") not in {"GET", "HEAD"} and is_foreign(headers.get("origin"), host, self.named):
+        elif scope.get("method", "GET") not in {"GET", "HEAD"} and is_foreign(origin, host, self.named):
             message = "a page of another origin must not change anything here; add its host to gateway.allowed_hosts"
             await refuse(ForeignPage(message), scope, receive, send)
         else:

@@ -12,16 +12,16 @@ import logging
 from contextlib import suppress
 from typing import Final
 
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from chatgrpo.errors import Conflict, InvalidRequest, PlatformError, TooLarge, Unavailable
 from chatgrpo.gateway.kept_answers import LEASE_S, Claim, Kept, KeptAnswers, Step
 from chatgrpo.gateway.refusal import refuse
+from chatgrpo.gateway.request_headers import header
 
 logger = logging.getLogger(__name__)
 
-HEADER: Final = "idempotency-key"
+HEADER: Final = b"idempotency-key"
 MAX_KEY: Final = 255
 MAX_BODY_BYTES: Final = 2**20
 """A larger answer is not kept; that its request was carried out, is."""
@@ -45,7 +45,7 @@ class Idempotency:
         if scope["type"] != "http" or scope["method"] != "POST":
             await self.app(scope, receive, send)
             return
-        name = Headers(scope=scope).get(HEADER)
+        name = header(scope, HEADER)
         if name is None:
             await self.app(scope, receive, send)
             return
@@ -180,7 +180,7 @@ def _again(body: bytes, receive: Receive) -> Receive:
 
 def _fingerprint(scope: Scope, body: bytes) -> str:
     """Of everything that decides what a request does."""
-    parts = (scope["path"].encode(), scope["query_string"], Headers(scope=scope).get("if-match", "").encode(), body)
+    parts = (scope["path"].encode(), scope["query_string"], (header(scope, b"if-match") or "").encode(), body)
     digest = hashlib.blake2b(digest_size=32)
     for part in parts:
         digest.update(len(part).to_bytes(8, "big") + part)

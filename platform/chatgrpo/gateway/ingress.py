@@ -39,6 +39,8 @@ def prepare_ingress(platform: PlatformConfig, environment: MutableMapping[str, s
     settings = {
         _SWITCH: "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        # Four threads on two cores would take turns with the replicas.
+        "RAY_SERVE_HAPROXY_NBTHREAD": str(max(1, min(4, (os.cpu_count() or 1) // 2))),
         "RAY_SERVE_HAPROXY_MAXCONN": str(max_connections(resource.getrlimit(resource.RLIMIT_NOFILE)[1])),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
@@ -47,6 +49,7 @@ def prepare_ingress(platform: PlatformConfig, environment: MutableMapping[str, s
         # HAProxy passes on what clients write into X-Forwarded-For, and uvicorn believes it of loopback. Whose word
         # counts is said by gateway.trusted_proxies alone.
         "FORWARDED_ALLOW_IPS": "192.0.2.0",
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "chatgrpo.gateway.serve_door.middleware",
     }
     for name, value in settings.items():
         environment.setdefault(name, value)

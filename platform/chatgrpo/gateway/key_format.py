@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import zlib
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -31,7 +32,15 @@ def key_id_of(key: str) -> str | None:
 
 
 def digest_of(key: str, pepper: bytes) -> str:
-    return hmac.digest(pepper, key.encode(), "sha256").hex()
+    hashed = _peppered(pepper).copy()
+    hashed.update(key.encode())
+    return hashed.hexdigest()
+
+
+@lru_cache(maxsize=8)
+def _peppered(pepper: bytes) -> hmac.HMAC:
+    """The pepper is hashed in once: that is most of the work for so short a text."""
+    return hmac.new(pepper, digestmod="sha256")
 
 
 def read_pepper(home: Path) -> bytes:

@@ -64,7 +64,7 @@ def read_slots(slots: Mapping[int, int], meter: Meter, now: float) -> Reading:
 def decide(meters: Sequence[Meter], readings: Sequence[Reading], *, now: float, lease: str = "") -> Verdict:
     """A request passes when every meter that is no shadow has room for its cost. It may be retried when the slowest
     of the refusing meters gets its first room."""
-    over = tuple((m, r) for m, r in zip(meters, readings, strict=True) if r.used + m.cost > m.limit)
+    over = [(m, r) for m, r in zip(meters, readings, strict=True) if r.used + m.cost > m.limit]
     refusing = [_room_after(meter, reading, now) for meter, reading in over if not meter.is_shadow]
     return Verdict(
         is_admitted=not refusing,

@@ -34,6 +34,10 @@ class _Meters:
     of_requests: list[Meter]
     of_tokens: list[Meter]
 
+    @property
+    def takes_lease(self) -> bool:
+        return any(meter.window_s == 0 for meter in self.of_requests)
+
 
 class MeterBook:
     """The meters of callers that were seen before: they are the same for every request of one to a row."""
@@ -127,7 +131,8 @@ class RateLimit:
         found = self.book.look_up(row, identity, address)
         state["tokens"] = TokenBudget(self.counters, found.of_tokens)
         meters = found.of_requests
-        lease = token_hex(16)
+        takes_lease = found.takes_lease
+        lease = token_hex(16) if takes_lease else ""
         try:
             verdict = await _take(self.counters, meters, lease)
         except Unavailable as error:
@@ -144,6 +149,9 @@ class RateLimit:
                 message["headers"] = [*message.get("headers", ()), *headers]
             await send(message)
 
+        if not takes_lease:
+            await self.app(scope, receive, told)
+            return
         try:
             await self.app(scope, receive, told)
         finally:
@@ -170,11 +178,10 @@ async def _take(counters: Counters, meters: Sequence[Meter], lease: str) -> Verd
 
 
 async def _release(counters: Counters, meters: Sequence[Meter], lease: str) -> None:
-    if any(meter.window_s == 0 for meter in meters):
-        try:
-            await counters.release(meters, lease=lease)
-        except Unavailable as error:
-            logger.warning("a lease stays until it ends by itself: %s", error.message)
+    try:
+        await counters.release(meters, lease=lease)
+    except Unavailable as error:
+        logger.warning("a lease stays until it ends by itself: %s", error.message)
 
 
 def headers_of(verdict: Verdict) -> dict[str, str]:
@@ -231,6 +238,8 @@ class TokenBudget:
     async def reserve(self, num_tokens: int) -> TokenHold:
         """The most the reply can have is set aside first, so that replies written at the same time cannot exceed the
         limit together. Raises RateLimited when it is not there."""
+        if not self._meters:
+            return TokenHold(None, (), num_tokens, 0.0)
         meters = [replace(meter, cost=num_tokens) for meter in self._meters]
         verdict = await _take(self._counters, meters, "")
         if verdict is None:

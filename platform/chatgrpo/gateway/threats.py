@@ -16,7 +16,6 @@ from enum import StrEnum
 from functools import lru_cache
 
 from prometheus_client import CollectorRegistry
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from chatgrpo.clock import Clock
@@ -144,7 +143,7 @@ class TurnAway:
     def _look(self, scope: Scope, address: str, status: int) -> None:
         if status == 404 and "route" not in scope:
             self.watch.report(address, Offence.UNKNOWN_PATH)
-        elif status >= 400 and (offence := offence_of(status, presented_key(Headers(scope=scope)))):
+        elif status >= 400 and (offence := offence_of(status, presented_key(scope))):
             self.watch.report(address, offence)
 
 

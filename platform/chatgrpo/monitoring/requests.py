@@ -45,26 +45,37 @@ class RequestMetrics:
         self.registry = meters.registry
         self._requests = meters.of(HTTP_REQUESTS)
         self._seconds = meters.of(HTTP_SECONDS)
-        self._open = meters.of(HTTP_CONNECTIONS)
         self._queued = meters.of(HTTP_QUEUE_SECONDS)
         self._num_finished = self._num_errors = self._num_open = 0
         self._sum_s = 0.0
+        # What is counted with every request is looked up once; routes and classes of status are few.
+        self._counted: dict[tuple[str, str, int], tuple[Any, Any]] = {}
+        self._waited: dict[str, Any] = {}
+        meters.of(HTTP_CONNECTIONS).at().set_function(lambda: self._num_open)
 
     def opened(self) -> None:
         self._num_open += 1
-        self._open.set(self._num_open)
 
     def closed(self) -> None:
         self._num_open -= 1
-        self._open.set(self._num_open)
 
     def began(self, *, route: str, seconds: float) -> None:
         """A handler began, so long after the request arrived."""
-        self._queued.observe(seconds, route=route)
+        waited = self._waited.get(route)
+        if waited is None:
+            waited = self._waited[route] = self._queued.at(route=route)
+        waited.observe(seconds)
 
     def answered(self, *, method: str, route: str, status: int, seconds: float) -> None:
-        self._requests.inc(method=method, route=route, status=f"{status // 100}xx")
-        self._seconds.observe(seconds, trace_id=trace_id(), route=route)
+        key = method, route, status // 100
+        counted = self._counted.get(key)
+        if counted is None:
+            labels = {"method": method, "route": route, "status": f"{status // 100}xx"}
+            counted = self._counted[key] = self._requests.at(**labels), self._seconds.at(route=route)
+        requests, took = counted
+        requests.inc()
+        trace = trace_id()
+        took.observe(seconds, {"trace_id": trace} if trace else None)
         self._num_finished += 1
         self._num_errors += status >= 500
         self._sum_s += seconds

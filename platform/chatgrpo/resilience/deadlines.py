@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TypeVar
 
 from chatgrpo.errors import DeadlineExceeded
+from chatgrpo.resilience.alarm import Alarm
 
 T = TypeVar("T")
 
@@ -15,15 +16,16 @@ async def timed(pieces: AsyncIterator[T], *, first_s: float, piece_s: float) -> 
     """The pieces as they come. Raises DeadlineExceeded when one is too late; the caller closes `pieces`."""
     limit_s = first_s
     while True:
-        deadline = asyncio.timeout(limit_s)
+        alarm = Alarm(limit_s)
         try:
-            async with deadline:
-                piece = await anext(pieces)
+            piece = await anext(pieces)
         except StopAsyncIteration:
             return
-        except TimeoutError:
-            if not deadline.expired():
+        except asyncio.CancelledError:
+            if not alarm.rang():
                 raise
             raise DeadlineExceeded(f"the model said nothing for {limit_s:g} s; try again, or ask for less") from None
+        finally:
+            alarm.stop()
         yield piece
         limit_s = piece_s

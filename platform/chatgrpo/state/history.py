@@ -22,6 +22,7 @@ MESSAGE: Final = "message"
 CONTEXT: Final = "context"
 ROLLBACK: Final = "rollback"
 
+_COMPACT: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 MAX_RECENT_APPENDS = 8
 """Append ids a head remembers: a retried append is recognised while at most this many others came between."""
 
@@ -284,7 +285,7 @@ def _record(kind: str, at: float, pointers: tuple[int, int, int], body: Mapping[
 
 def pack(body: Mapping[str, Any]) -> bytes:
     """JSON after a checksum of eight hex digits: a flipped bit is noticed, not served."""
-    data = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+    data = _COMPACT.encode(body).encode()
     return b"%08x" % zlib.crc32(data) + data
 
 

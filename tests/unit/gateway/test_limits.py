@@ -18,8 +18,8 @@ from chatgrpo.clock import SystemClock
 from chatgrpo.errors import Unavailable
 from chatgrpo.gateway.config import GatewayConfig, LimitRule, RouteConfig
 from chatgrpo.gateway.counters import Counters, MemoryCounters
+from chatgrpo.gateway.counters_file import FileCounters
 from chatgrpo.gateway.counters_redis import RedisCounters
-from chatgrpo.gateway.counters_sqlite import SqliteCounters
 from chatgrpo.gateway.identity import ANONYMOUS, LOCAL
 from chatgrpo.gateway.limits import Meter, Reading, decide
 from chatgrpo.gateway.rate_limit import headers_of, meters_of
@@ -102,13 +102,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     started.kill()
 
 
-@pytest.fixture(params=["memory", "sqlite", "redis"])
+@pytest.fixture(params=["memory", "file", "redis"])
 async def counters(request: pytest.FixtureRequest, tmp_path: Path, server: RedisServer) -> AsyncIterator[Counters]:
     made: Counters
     if request.param == "memory":
         made = MemoryCounters(SystemClock())
-    elif request.param == "sqlite":
-        made = SqliteCounters(tmp_path / "limits.db", SystemClock())
+    elif request.param == "file":
+        made = FileCounters(tmp_path / "limits", SystemClock())
     else:
         made = RedisCounters(server.url, prefix=f"{tmp_path.name}:")
     yield made
@@ -138,7 +138,7 @@ async def test_crowds_do_not_leak(counters: Counters) -> None:
 
 
 async def test_replicas_share_one_file(tmp_path: Path) -> None:
-    replicas = [SqliteCounters(tmp_path / "limits.db", SystemClock()) for _ in range(4)]
+    replicas = [FileCounters(tmp_path / "limits", SystemClock()) for _ in range(4)]
     meter = Meter(key="c", name="c", limit=33, window_s=3600.0)
     verdicts = await asyncio.gather(*(replicas[i % 4].take([meter], lease="") for i in range(100)))
     assert sum(verdict.is_admitted for verdict in verdicts) == 33
