@@ -211,10 +211,10 @@ class Bench:
         self.rounds += 1
         requests = self.requests()
         said: dict[str, list[tuple[int, float]]] = {r.request_id: [] for r in requests}
-        for request in requests:
-            self.engine.add(request)
         seconds = []
         with self.engine.recording(self.policy.tape if taped else None):
+            for request in requests:
+                self.engine.add(request)
             while self.engine.has_work:
                 began = time.perf_counter()
                 events = self.engine.step()

@@ -46,7 +46,7 @@ def _table(settings: TrainConfig, found: MemoryPlan) -> Table:
     for name, count in (
         ("Python and libraries", found.process),
         ("weights", found.weights),
-        ("weights with adapters merged", found.merged_weights),
+        ("packed weights (rollout)", found.packed_weights),
         ("optimizer", found.optimizer),
         ("activations", found.activations),
         ("KV cache (rollout)", found.cache),

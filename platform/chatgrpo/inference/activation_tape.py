@@ -65,6 +65,11 @@ class Recorder:
     block: _Block
     tokens: slice
 
+    def views(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """x, qkv, middle and gate_up of its tokens, layers x tokens x width, for who writes there directly."""
+        block, tokens = self.block, self.tokens
+        return block.x[:, tokens], block.qkv[:, tokens], block.middle[:, tokens], block.gate_up[:, tokens]
+
     def projected(self, index: int, *, x: Tensor, qkv: Tensor) -> None:
         """Before norms and rotation of the heads, which work in place."""
         self.block.x[index, self.tokens] = x

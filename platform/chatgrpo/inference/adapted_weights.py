@@ -57,6 +57,9 @@ class AdaptedWeights(LlamaWeights):
         finally:
             speech.rows, speech.head_rows, speech.masks = None, None, {}
 
+    def decode_kernel(self) -> None:
+        """None: its products are not whole without the adapters."""
+
     def logits(self, hidden_NE: Tensor) -> Tensor:
         logits_NV = super().logits(hidden_NE)
         if self._speech.head_rows is not None:
@@ -114,7 +117,7 @@ class _AdaptedFused(Fused):
         self.__dict__.update(base.__dict__)
         self._parts = [(paths[id(p.module)], p.start, p.stop) for p in base.projections]
         self._speech = speech
-        self._packed = products.pack(self.weight)
+        self._packed = base.spoken
         self._low_SI = self._high_OS = self.weight.new_empty(0, 0)
 
     def __call__(self, x: Tensor) -> Tensor:

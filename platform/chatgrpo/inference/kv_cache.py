@@ -58,9 +58,14 @@ class KVCache:
 
     def layer(self, layer: int, num_heads: int, head_dim: int) -> tuple[Tensor, Tensor]:
         """The layer's (keys, values), SKLD."""
+        keys, values = self.whole(num_heads, head_dim)
+        return keys[layer], values[layer]
+
+    def whole(self, num_heads: int, head_dim: int) -> tuple[Tensor, Tensor]:
+        """(keys, values) of all layers, layers x SKLD."""
         if self._keys is None or self._values is None:
             self._keys, self._values = self._empty(num_heads, head_dim), self._empty(num_heads, head_dim)
-        return self._keys[layer], self._values[layer]
+        return self._keys, self._values
 
     def move(self, source: int, target: int, length: int) -> None:
         """Row `source` replaces row `target`."""
@@ -157,21 +162,21 @@ class DecodeLayout:
     and to the row's prefix. `prefixes` are (prefix, the rows that begin with it)."""
 
     def __init__(self, cache: KVCache, lengths_N: Tensor, prefixes: Sequence[tuple[Prefix, Tensor]] = ()) -> None:
-        self._cache = cache
-        self._lengths_N = lengths_N
+        self.cache = cache
+        self.lengths_N = lengths_N
         self._num_rows = lengths_N.numel()
         self._rows_N = torch.arange(self._num_rows, device=lengths_N.device)
         self._num_keys = int(lengths_N.max()) + 1
         self._visible_NL = torch.arange(self._num_keys, device=lengths_N.device)[None] <= lengths_N[:, None]
-        self._prefixes = prefixes
+        self.prefixes = prefixes
 
     def attend(self, layer: int, query_1HTD: Tensor, key_1KTD: Tensor, value_1KTD: Tensor, scale: float) -> Tensor:
-        keys, values = self._cache.layer(layer, key_1KTD.shape[1], key_1KTD.shape[3])
-        keys[self._rows_N, :, self._lengths_N] = key_1KTD[0].transpose(0, 1)
-        values[self._rows_N, :, self._lengths_N] = value_1KTD[0].transpose(0, 1)
+        keys, values = self.cache.layer(layer, key_1KTD.shape[1], key_1KTD.shape[3])
+        keys[self._rows_N, :, self.lengths_N] = key_1KTD[0].transpose(0, 1)
+        values[self._rows_N, :, self.lengths_N] = value_1KTD[0].transpose(0, 1)
         keys, values = (x[: self._num_rows, :, : self._num_keys] for x in (keys, values))
         query_NHD = query_1HTD[0].transpose(0, 1)
-        if self._prefixes:
+        if self.prefixes:
             return self._attend_with_prefixes(layer, query_NHD, keys, values, scale)[None]
         out = scaled_dot_product_attention(
             query_NHD.unsqueeze(2),
@@ -189,17 +194,17 @@ class DecodeLayout:
         """One softmax over the row's own keys and its prefix's; a prefix is read once for all of its rows."""
         num_rows, num_kv, own, dim = keys_NKLD.shape
         query_NKGD = query_NHD.reshape(num_rows, num_kv, -1, dim) * scale
-        longest = max(prefix.length for prefix, _ in self._prefixes)
+        longest = max(prefix.length for prefix, _ in self.prefixes)
         scores = query_NHD.new_full((*query_NKGD.shape[:3], own + longest), float("-inf"))
         own_scores = query_NKGD @ keys_NKLD.transpose(-1, -2)
         scores[..., :own] = own_scores.masked_fill_(~self._visible_NL[:, None, None], float("-inf"))
-        for prefix, rows in self._prefixes:
+        for prefix, rows in self.prefixes:
             query_KQD = query_NKGD[rows].transpose(0, 1).flatten(1, 2)
             part = (query_KQD @ prefix.keys[layer].transpose(-1, -2)).view(num_kv, rows.numel(), -1, prefix.length)
             scores[rows, :, :, own : own + prefix.length] = part.transpose(0, 1)
         weights = torch.softmax(scores, -1)
         out_NKGD = weights[..., :own] @ values_NKLD
-        for prefix, rows in self._prefixes:
+        for prefix, rows in self.prefixes:
             part = weights[rows, :, :, own : own + prefix.length].transpose(0, 1).flatten(1, 2)
             shared = (part @ prefix.values[layer]).view(num_kv, rows.numel(), -1, dim).transpose(0, 1)
             out_NKGD.index_add_(0, rows, shared)

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from chatgrpo.inference.activation_tape import Recorder, SplitRecorder
 from chatgrpo.inference.attention import Layout
+from chatgrpo.inference.kv_cache import DecodeLayout
 from chatgrpo.inference.llama_weights import Layer, LlamaWeights
 
 
@@ -52,6 +53,10 @@ def forward(
     heads, kv_heads, dim = weights.num_heads, weights.num_kv_heads, weights.head_dim
     rotary = Rotary.at(weights, positions_T)
     x_TE = functional.embedding(input_ids_T, weights.embedding)
+    if isinstance(layout, DecodeLayout) and not isinstance(record, SplitRecorder):
+        kernel = weights.decode_kernel()
+        if kernel is not None:
+            return kernel(x_TE, rotary.cos[:, 0], rotary.sin[:, 0], layout, record)
     for index, layer in enumerate(weights.layers):
         qkv_T = layer.qkv(rms_norm(x_TE, layer.input_norm, weights.eps))
         if record is not None:

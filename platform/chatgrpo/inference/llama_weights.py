@@ -1,8 +1,9 @@
 """The weights of a Llama-shaped model as four large matrices a layer, adapters merged in.
 
 The model's own parameters become views of the large matrices: there is one copy of the weights, and whatever updates
-the parameters in place (optimizer, checkpoint) updates them here. Where there are adapters, a second, packed copy holds
-W + s B A, made anew by `refresh`; the base is never written, so that nothing has to be subtracted again.
+the parameters in place (optimizer, checkpoint) updates them here. Whoever speaks uses a second, packed copy, with
+adapters W + s B A; the base is never written, so that nothing has to be subtracted again. `release` forgets the copy
+after every change, the next product makes it anew.
 
 Shapes: E hidden size, F intermediate size, H query heads, K key/value heads, D head dimension.
 """
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from chatgrpo.inference import products
+from chatgrpo.inference.native.decode import DecodeKernel
+from chatgrpo.inference.native.kernels import Panels
 
 # Llama's wiring: pre-norm, rotary positions on halves, SiLU gate; Qwen3 also norms each head's queries and keys.
 _MODEL_TYPES = frozenset({"llama", "qwen2", "qwen3", "mistral"})
@@ -57,8 +60,8 @@ class Fused:
         stops = torch.tensor([_base(m).weight.shape[0] for m in modules]).cumsum(0).tolist()
         self.projections = [Projection(m, a, b) for m, a, b in zip(modules, [0, *stops], stops, strict=False)]
         self.has_adapters = any(p.adapter is not None for p in self.projections)
-        self._merges = base is None
-        self._merged: Tensor | None = None
+        self.merges = base is None
+        self._spoken: Tensor | Panels | None = None
         self.weight: Tensor
         self.bias: Tensor | None
         if base is not None:
@@ -72,36 +75,46 @@ class Fused:
             if self.bias is not None:
                 p.base.bias.data = self.bias[p.start : p.stop]
 
+    def release(self) -> None:
+        """Forgets the packed copy: after its weights changed, or because something else wants the memory."""
+        self._spoken = None
+
+    @property
+    def spoken(self) -> Tensor | Panels:
+        """For products with inputs: the weight with what the adapters make of it, packed when it is first asked for."""
+        if self._spoken is None:
+            self._spoken = products.pack(self._merged())
+        return self._spoken
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether `spoken` is all there is to say: no adapter is multiplied apart."""
+        return self.merges or not self.has_adapters
+
     @torch.no_grad()
-    def refresh(self) -> None:
-        if not (self.has_adapters and self._merges):
-            return
-        self._merged = None  # its memory is what the new one takes
+    def _merged(self) -> Tensor:
+        if not (self.has_adapters and self.merges):
+            return self.weight
         merged = self.weight.clone()
         for p in self.projections:
             if (adapter := p.adapter) is not None:
                 merged[p.start : p.stop].addmm_(adapter.b_OR, adapter.a_RI, alpha=adapter.scale)
-        self._merged = products.pack(merged)
+        return merged
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self._with_adapters(x, products.linear(x, self._spoken, self.bias))
+        return self._with_adapters(x, products.linear(x, self.spoken, self.bias))
 
     def added_to(self, x: Tensor, residual: Tensor) -> Tensor:
-        return self._with_adapters(x, products.linear_add(x, self._spoken, self.bias, residual))
+        return self._with_adapters(x, products.linear_add(x, self.spoken, self.bias, residual))
 
     def _with_adapters(self, x: Tensor, y: Tensor) -> Tensor:
         """Adds to `y` what is not merged."""
-        if self.has_adapters and not self._merges:
+        if self.has_adapters and not self.merges:
             for p in self.projections:
                 if (adapter := p.adapter) is not None:
                     low = products.linear(x, adapter.a_RI)
                     y[:, p.start : p.stop].addmm_(low, adapter.b_OR.T, alpha=adapter.scale)
         return y
-
-    @property
-    def _spoken(self) -> Tensor:
-        """For products with inputs: what the adapters made of the weight."""
-        return self.weight if self._merged is None else self._merged
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,27 +162,39 @@ class LlamaWeights:
                 parameter.data = parameter.data.clone()
         self._head = causal_lm.get_output_embeddings()
         self._head_adapter = _adapter(self._head)
-        self._merged_head: Tensor | None = None
-        self.refresh()
+        self._spoken_head: Tensor | Panels | None = None
+        self._kernel: DecodeKernel | None = None
 
     @staticmethod
     def of(causal_lm: Any, base: LlamaWeights | None = None) -> LlamaWeights | None:
         """None for a model that is wired in another way; it then takes the general path."""
         return LlamaWeights(causal_lm, base) if _fits(causal_lm) else None
 
-    def refresh(self) -> None:
-        """After the adapters changed."""
+    def release(self) -> None:
+        """Forgets the packed copies, after the weights changed or when something else wants the memory; whoever speaks
+        next makes them anew."""
+        self._kernel = self._spoken_head = None
         for layer in self.layers:
             for site in layer.sites():
-                site.refresh()
-        if (adapter := self._head_adapter) is not None:
-            with torch.no_grad():
-                base = self._head.base_layer.weight
-                self._merged_head = torch.addmm(base, adapter.b_OR, adapter.a_RI, alpha=adapter.scale)
+                site.release()
+
+    def decode_kernel(self) -> DecodeKernel | None:
+        """Decode steps as one call; None where there are no kernels or an adapter is not merged."""
+        if self._kernel is None and all(site.is_whole for layer in self.layers for site in layer.sites()):
+            self._kernel = DecodeKernel(self) if DecodeKernel.suits(self) else None
+        return self._kernel
 
     def logits(self, hidden_NE: Tensor) -> Tensor:
-        base = _base(self._head)
-        return products.linear(hidden_NE, base.weight if self._merged_head is None else self._merged_head, base.bias)
+        if self._spoken_head is None:
+            self._spoken_head = products.pack(self._merged_head())
+        return products.linear(hidden_NE, self._spoken_head, _base(self._head).bias)
+
+    @torch.no_grad()
+    def _merged_head(self) -> Tensor:
+        weight: Tensor = _base(self._head).weight
+        if (adapter := self._head_adapter) is not None:
+            return torch.addmm(weight, adapter.b_OR, adapter.a_RI, alpha=adapter.scale)
+        return weight.detach()
 
     def _layer(self, layer: Any, base: Layer | None) -> Layer:
         attention, mlp = layer.self_attn, layer.mlp

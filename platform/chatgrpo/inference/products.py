@@ -1,9 +1,9 @@
-"""Matrix products of float32 on CPU by oneDNN, elsewhere by torch's default.
+"""Matrix products of float32 on CPU by our kernels or oneDNN, elsewhere by torch's default.
 
 torch sends float32 products on x86 to MKL, which does not use AVX-512 on every processor that has it; oneDNN, which
 torch carries as well, does (`make bench NAME=grpo` measures both as `gemm_onednn_vs_mkl`). The operators are the ones
-that torch.compile emits for linear layers. The choice depends on nothing measured, so that a run that is resumed
-computes the same bits.
+that torch.compile emits for linear layers. A weight that serves many products is packed once, for our own kernels where
+they could be built. The choice depends on nothing measured, so that a run that is resumed computes the same bits.
 """
 
 from __future__ import annotations
@@ -13,23 +13,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# A packed weight is laid out for this many rows of input; it serves any number.
+from chatgrpo.inference.native import kernels
+from chatgrpo.inference.native.kernels import Panels
+
+# oneDNN lays a packed weight out for this many rows of input; it serves any number.
 _PACKED_ROWS = 32
 
 _ops: Any = torch.ops.mkldnn
 _HAS_ONEDNN: bool = torch._C._has_mkldnn and hasattr(_ops, "_linear_pointwise")
 
 
-def linear(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+def linear(x_TI: Tensor, weight_OI: Tensor | Panels, bias_O: Tensor | None = None) -> Tensor:
     """x W^T + b. `weight_OI` may be packed."""
+    if isinstance(weight_OI, Panels):
+        return kernels.linear(x_TI, weight_OI, bias_O)
     if _by_onednn(x_TI):
         product: Tensor = _ops._linear_pointwise(x_TI, weight_OI, bias_O, "none", [], "")
         return product
     return nn.functional.linear(x_TI, weight_OI, bias_O)
 
 
-def linear_add(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, other_TO: Tensor) -> Tensor:
+def linear_add(x_TI: Tensor, weight_OI: Tensor | Panels, bias_O: Tensor | None, other_TO: Tensor) -> Tensor:
     """x W^T + b + other, in one pass over the result."""
+    if isinstance(weight_OI, Panels):
+        return kernels.linear(x_TI, weight_OI, bias_O, other_TO)
     if _by_onednn(x_TI):
         product: Tensor = _ops._linear_pointwise.binary(x_TI, other_TO, weight_OI, bias_O, "add")
         return product
@@ -46,8 +53,10 @@ def outer(y_TO: Tensor, x_TI: Tensor) -> Tensor:
     return linear(y_TO.T, x_TI.T)
 
 
-def pack(weight_OI: Tensor) -> Tensor:
+def pack(weight_OI: Tensor) -> Tensor | Panels:
     """A copy for `linear` alone that serves few rows of input faster; the weight itself where nothing is gained."""
+    if kernels.suit(weight_OI):
+        return kernels.pack(weight_OI)
     if _by_onednn(weight_OI):
         packed: Tensor = _ops._reorder_linear_weight(weight_OI, _PACKED_ROWS)
         return packed

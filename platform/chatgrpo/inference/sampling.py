@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from chatgrpo.inference.native import kernels
+
 # Tokens whose weights are summed before any of them is looked at.
 _CHUNK = 1024
 
@@ -38,6 +40,9 @@ def sample(
 
     The log-probability is that of softmax(logits / temperature) over the whole vocabulary, at temperature 0 that of
     temperature 1. `uniform_N` in [0, 1). Passes over [N, V] are few: this is a fifth of a decode step on a CPU."""
+    unrestricted = bool((top_p_N >= 1).all()) and bool((top_k_N <= 0).all())
+    if unrestricted and kernels.suit(logits_NV):
+        return Sampled(*kernels.sample(logits_NV, temperature_N, uniform_N))
     greedy_N = temperature_N == 0
     divisor_N = torch.where(greedy_N, torch.ones_like(temperature_N), temperature_N)
     scaled_NV = logits_NV.float()

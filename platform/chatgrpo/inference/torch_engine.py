@@ -142,6 +142,8 @@ class TorchEngine:
         self._weight_version = version
         self._kept.clear()
         self._cache.release()
+        if self._weights is not None:
+            self._weights.release()
 
     def set_adapter(self, name: str, adapter: LoraAdapter) -> None:
         """From now on requests for `name` are answered by this version; those that are here already end with theirs."""

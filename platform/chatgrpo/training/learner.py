@@ -92,6 +92,7 @@ class Learner:
     def _update(self, groups: Sequence[Sequence[Episode]], advantages: Sequence[Sequence[float]]) -> Update:
         config = self._config
         self._stepped = False
+        self._policy.update_begins()
         rows = _rows(groups, advantages)
         counted = [r for group in rows for r in group if not self._is_masked(r)]
         num_rows, num_tokens = ranks.sum_over_ranks(

@@ -18,7 +18,8 @@ from chatgrpo.inference.activation_tape import Activations, Recording
 from chatgrpo.inference.attention import Layout
 from chatgrpo.inference.llama_forward import Rotary, attend, place_heads_, rms_norm
 from chatgrpo.inference.llama_weights import Fused, Layer, LlamaWeights
-from chatgrpo.inference.products import outer, times
+from chatgrpo.inference.native import kernels
+from chatgrpo.inference.products import linear, outer, times
 
 
 @torch.no_grad()
@@ -45,25 +46,18 @@ def _layer_backward(
     weights: LlamaWeights, index: int, layout: Layout, rotary: Rotary, kept: Activations, dx: Tensor
 ) -> Tensor:
     layer = weights.layers[index]
-    d_middle = dx + _mlp_backward(layer, weights.eps, kept, dx)
+    d_middle = _mlp_backward(layer, weights.eps, kept, dx)
     d_qkv = _attention_backward(weights, index, layout, rotary, kept.qkv, d_middle)
     d_normed = _project_back(layer.qkv, rms_norm(kept.x, layer.input_norm, weights.eps), d_qkv)
-    return d_middle.add_(_norm_backward(kept.x, layer.input_norm, weights.eps, d_normed))
+    return _norm_backward(kept.x, layer.input_norm, weights.eps, d_normed, add=d_middle)
 
 
 def _mlp_backward(layer: Layer, eps: float, kept: Activations, dy: Tensor) -> Tensor:
-    gate, up = kept.gate_up.chunk(2, -1)
-    sigmoid = torch.sigmoid(gate)
-    silu = gate * sigmoid
-    d_act = _project_back(layer.down, silu * up, dy)
-    d_gate_up = torch.empty_like(kept.gate_up)
-    d_gate, d_up = d_gate_up.chunk(2, -1)
-    torch.mul(d_act, silu, out=d_up)
-    # silu'(g) = s + g s (1 - s) = s + silu (1 - s)
-    silu.mul_(1 - sigmoid).add_(sigmoid)
-    torch.mul(d_act.mul_(up), silu, out=d_gate)
+    """By the stream between attention and MLP, along both ways."""
+    d_act = _project_back(layer.down, gated(kept.gate_up), dy)
+    d_gate_up = gated_backward(kept.gate_up, d_act)
     d_normed = _project_back(layer.gate_up, rms_norm(kept.middle, layer.post_norm, eps), d_gate_up)
-    return _norm_backward(kept.middle, layer.post_norm, eps, d_normed)
+    return _norm_backward(kept.middle, layer.post_norm, eps, d_normed, add=dy)
 
 
 def _attention_backward(
@@ -88,31 +82,74 @@ def _attention_backward(
     return grad.flatten(1)
 
 
-def _norm_backward(x: Tensor, weight: nn.Parameter, eps: float, dy: Tensor) -> Tensor:
-    """y = w n, n = x r, r = 1 / sqrt(mean(x^2) + eps):  dx = r (dy w - n mean(dy w n)),  dw = sum of dy n."""
+def gated(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up of rows that hold both one after the other."""
+    if kernels.suit(gate_up):
+        return kernels.gated(gate_up)
+    gate, up = gate_up.chunk(2, -1)
+    return nn.functional.silu(gate) * up
+
+
+def gated_backward(gate_up: Tensor, d_act: Tensor) -> Tensor:
+    """The gradient by the input of `gated`: with s = sigmoid(g), silu'(g) = s + g s (1 - s) = s + silu (1 - s)."""
+    if kernels.suit(gate_up):
+        return kernels.gated_backward(gate_up, d_act)
+    gate, up = gate_up.chunk(2, -1)
+    sigmoid = torch.sigmoid(gate)
+    silu = gate * sigmoid
+    return torch.cat([d_act * up * (sigmoid + silu * (1 - sigmoid)), d_act * silu], -1)
+
+
+def _norm_backward(x: Tensor, weight: nn.Parameter, eps: float, dy: Tensor, *, add: Tensor | None = None) -> Tensor:
+    """y = w n, n = x r, r = 1 / sqrt(mean(x^2) + eps):  dx = r (dy w - n mean(dy w n)) + add,  dw = sum of dy n."""
+    if weight.requires_grad:
+        n = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+        _grad(weight).add_((dy * n).flatten(0, -2).sum(0))
+    return norm_backward(x, weight, eps, dy, add)
+
+
+def norm_backward(x: Tensor, weight: Tensor, eps: float, dy: Tensor, add: Tensor | None) -> Tensor:
+    """The gradient by the input of an RMS norm, and `add` to it."""
+    if x.dim() == 2 and kernels.suit(x):
+        return kernels.norm_backward(x, weight, eps, dy, add)
     r = torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
     n = x * r
-    if weight.requires_grad:
-        _grad(weight).add_((dy * n).flatten(0, -2).sum(0))
     dn = dy * weight
-    return dn.sub_(n.mul_((dn * n).mean(-1, keepdim=True))).mul_(r)
+    dx = dn.sub_(n.mul_((dn * n).mean(-1, keepdim=True))).mul_(r)
+    return dx if add is None else dx.add_(add)
 
 
 def _project_back(site: Fused, x: Tensor, dy: Tensor) -> Tensor:
     """Gradient by the input `x` of a site; those by its weights are added to theirs."""
-    dx = times(dy, site.weight)
+    dx = _adapters_back(site, x, dy)
     for p in site.projections:
-        dy_part = dy[:, p.start : p.stop]
-        if (adapter := p.adapter) is not None:
-            d_low_TR = (dy_part @ adapter.b_OR).mul_(adapter.scale)
-            _grad(adapter.a_RI).add_(outer(d_low_TR, x))
-            _grad(adapter.b_OR).add_(outer(dy_part, x @ adapter.a_RI.T), alpha=adapter.scale)
-            dx.addmm_(d_low_TR, adapter.a_RI)
         if p.base.weight.requires_grad:
-            _grad(p.base.weight).add_(outer(dy_part, x))
+            _grad(p.base.weight).add_(outer(dy[:, p.start : p.stop], x))
         if p.base.bias is not None and p.base.bias.requires_grad:
-            _grad(p.base.bias).add_(dy_part.sum(0))
+            _grad(p.base.bias).add_(dy[:, p.start : p.stop].sum(0))
     return dx
+
+
+def _adapters_back(site: Fused, x: Tensor, dy: Tensor) -> Tensor:
+    """Gradient by `x`; the adapters of a site are taken together, so that x is read once for all of them."""
+    adapted = [(p, adapter) for p in site.projections if (adapter := p.adapter) is not None]
+    if not adapted:
+        return times(dy, site.weight)
+    a_SI = torch.cat([adapter.a_RI for _, adapter in adapted])
+    low_TS = linear(x, a_SI)
+    d_low_TS = torch.empty_like(low_TS)
+    first = 0
+    for p, adapter in adapted:
+        part, dy_part = slice(first, first + adapter.a_RI.shape[0]), dy[:, p.start : p.stop]
+        torch.mm(dy_part, adapter.b_OR, out=d_low_TS[:, part])
+        d_low_TS[:, part].mul_(adapter.scale)
+        # By torch's default: oneDNN is slow where a matrix is a part of wider rows.
+        _grad(adapter.b_OR).addmm_(dy_part.T, low_TS[:, part], alpha=adapter.scale)
+        first = part.stop
+    d_a_SI = outer(d_low_TS, x)
+    for (_, adapter), grad in zip(adapted, torch.split(d_a_SI, [a.a_RI.shape[0] for _, a in adapted]), strict=True):
+        _grad(adapter.a_RI).add_(grad)
+    return times(dy, site.weight).addmm_(d_low_TS, a_SI)
 
 
 def _grad(parameter: nn.Parameter) -> Tensor:

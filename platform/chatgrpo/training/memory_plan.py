@@ -84,7 +84,9 @@ class MemoryPlan:
 
     process: int
     weights: int
-    merged_weights: int
+    # What the model speaks with, adapters merged; the update does without it, unless it computes activations again.
+    packed_weights: int
+    packed_in_update: int
     optimizer: int
     activations: int
     cache: int
@@ -93,11 +95,11 @@ class MemoryPlan:
 
     @property
     def rollout(self) -> int:
-        return self._always + self.activations + self.cache
+        return self._always + self.packed_weights + self.activations + self.cache
 
     @property
     def update(self) -> int:
-        return self._always + self.activations + self.gradients + self.workspace
+        return self._always + self.packed_in_update + self.activations + self.gradients + self.workspace
 
     @property
     def peak(self) -> int:
@@ -105,7 +107,7 @@ class MemoryPlan:
 
     @property
     def _always(self) -> int:
-        return self.process + self.weights + self.merged_weights + self.optimizer
+        return self.process + self.weights + self.optimizer
 
 
 def plan(config: TrainConfig, shape: ModelShape) -> MemoryPlan:
@@ -119,10 +121,12 @@ def plan(config: TrainConfig, shape: ModelShape) -> MemoryPlan:
     # What is not kept is computed again, one micro-batch at a time.
     tape_tokens = kept if kept == packed else kept + micro
     moments = 2 if config.optimizer == "adamw" else 0
+    packed_weights = _FLOAT * (shape.layer_parameters + shape.vocabulary * shape.hidden_size)
     return MemoryPlan(
         process=_PROCESS,
-        weights=_FLOAT * shape.parameters,
-        merged_weights=_FLOAT * shape.layer_parameters if config.lora else 0,
+        weights=_FLOAT * (shape.parameters + (trainable if config.lora else 0)),
+        packed_weights=packed_weights,
+        packed_in_update=packed_weights if kept < packed or config.num_iterations > 1 else 0,
         optimizer=_FLOAT * moments * trainable,
         activations=tape_tokens * shape.tape_bytes_per_token,
         cache=_cache_bytes(config, shape, rows),

@@ -71,10 +71,15 @@ class Policy(nn.Module):
         known = (remembered.logprobs_N, remembered.entropy_N) if remembered else None
         return self._token_logprobs(self.causal_lm, hidden_ND, batch, temperature, known)
 
+    def update_begins(self) -> None:
+        """What only speaking needs gives its memory to the update."""
+        if self.weights is not None:
+            self.weights.release()
+
     def weights_changed(self) -> None:
         """After every change of the parameters: what was computed from the old ones is forgotten."""
         if self.weights is not None:
-            self.weights.refresh()
+            self.weights.release()
         self.forget_activations()
 
     def forget_activations(self) -> None:

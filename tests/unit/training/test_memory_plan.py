@@ -50,13 +50,14 @@ def test_a_run_by_hand(shape: ModelShape) -> None:
     assert found.activations == tokens * shape.tape_bytes_per_token
     assert found.cache == 32 * 128 * shape.cache_bytes_per_token
     assert found.gradients * 2 == found.optimizer == 2 * found.weights
-    assert found.merged_weights == 0
+    assert found.packed_in_update == 0
     assert found.peak == max(found.rollout, found.update) > found.weights + found.optimizer
 
 
-def test_adapters_trade_gradients_for_a_merged_copy(shape: ModelShape) -> None:
+def test_what_is_spoken_with_is_packed_for_the_rollout(shape: ModelShape) -> None:
     found = plan(TrainConfig(lora=LoraConfig(r=4)), shape)
-    assert found.merged_weights == 4 * shape.layer_parameters
+    assert found.packed_weights == 4 * (shape.layer_parameters + shape.vocabulary * shape.hidden_size)
+    assert plan(TrainConfig(num_iterations=2), shape).packed_in_update == found.packed_weights
     assert found.optimizer == 8 * shape.lora_parameters(4)
 
 

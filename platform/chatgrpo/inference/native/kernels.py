@@ -1,0 +1,164 @@
+"""The kernels as functions of tensors. All tensors are float32 on the CPU unless said otherwise."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chatgrpo.inference.native.build import library
+
+
+class CLinear(ctypes.Structure):
+    _fields_ = (
+        ("panels", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("num_in", ctypes.c_int64),
+        ("num_out", ctypes.c_int64),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Panels:
+    """A weight OI as the kernels read it: panels x I x panel width, the last panel filled up with zeros."""
+
+    data: Tensor
+    num_out: int
+
+    @property
+    def num_in(self) -> int:
+        return self.data.shape[1]
+
+    def described(self, bias_O: Tensor | None) -> CLinear:
+        """Holds pointers only: whoever keeps it keeps the tensors."""
+        return CLinear(self.data.data_ptr(), pointer(bias_O), self.num_in, self.num_out)
+
+
+def pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def is_available() -> bool:
+    return library() is not None
+
+
+def suit(*tensors: Tensor | None) -> bool:
+    return all(t is None or (t.dtype == torch.float32 and t.device.type == "cpu") for t in tensors) and is_available()
+
+
+def pack(weight_OI: Tensor) -> Panels:
+    """Any strides, so also a transposed weight."""
+    lib, (num_out, num_in) = _library(), weight_OI.shape
+    width = int(lib.chatgrpo_panel_width())
+    data = torch.empty(-(-num_out // width), num_in, width)
+    lib.chatgrpo_pack(
+        ctypes.c_void_p(weight_OI.data_ptr()),
+        ctypes.c_int64(num_out),
+        ctypes.c_int64(num_in),
+        ctypes.c_int64(weight_OI.stride(0)),
+        ctypes.c_int64(weight_OI.stride(1)),
+        ctypes.c_void_p(data.data_ptr()),
+        torch.get_num_threads(),
+    )
+    return Panels(data, num_out)
+
+
+def linear(x_TI: Tensor, weight: Panels, bias_O: Tensor | None = None, other_TO: Tensor | None = None) -> Tensor:
+    """x W^T + b + other, TO."""
+    assert x_TI.shape[1] == weight.num_in
+    if x_TI.stride(1) != 1:
+        x_TI = x_TI.contiguous()
+    other_TO = None if other_TO is None else other_TO.contiguous()
+    y_TO = torch.empty(x_TI.shape[0], weight.num_out)
+    _library().chatgrpo_linear(
+        ctypes.byref(weight.described(bias_O)),
+        ctypes.c_void_p(x_TI.data_ptr()),
+        ctypes.c_int64(x_TI.stride(0)),
+        ctypes.c_int64(x_TI.shape[0]),
+        ctypes.c_void_p(y_TO.data_ptr()),
+        ctypes.c_void_p(pointer(other_TO)),
+        torch.get_num_threads(),
+    )
+    return y_TO
+
+
+def gated(gate_up_TF: Tensor) -> Tensor:
+    """silu(gate) * up of rows that hold both one after the other."""
+    num_rows, width = gate_up_TF.shape[0], gate_up_TF.shape[1] // 2
+    gate_up_TF = gate_up_TF.contiguous()
+    act_TF = torch.empty(num_rows, width)
+    _library().chatgrpo_gated(
+        ctypes.c_void_p(gate_up_TF.data_ptr()),
+        ctypes.c_int64(num_rows),
+        ctypes.c_int64(width),
+        ctypes.c_void_p(act_TF.data_ptr()),
+        torch.get_num_threads(),
+    )
+    return act_TF
+
+
+def gated_backward(gate_up_TF: Tensor, d_act_TF: Tensor) -> Tensor:
+    """The gradient by the input of `gated`."""
+    gate_up_TF, d_act_TF = gate_up_TF.contiguous(), d_act_TF.contiguous()
+    d_gate_up_TF = torch.empty_like(gate_up_TF)
+    _library().chatgrpo_gated_backward(
+        ctypes.c_void_p(gate_up_TF.data_ptr()),
+        ctypes.c_void_p(d_act_TF.data_ptr()),
+        ctypes.c_int64(d_act_TF.shape[0]),
+        ctypes.c_int64(d_act_TF.shape[1]),
+        ctypes.c_void_p(d_gate_up_TF.data_ptr()),
+        torch.get_num_threads(),
+    )
+    return d_gate_up_TF
+
+
+def norm_backward(x_TE: Tensor, weight_E: Tensor, eps: float, dy_TE: Tensor, add_TE: Tensor | None) -> Tensor:
+    """The gradient by the input of an RMS norm, and `add_TE` to it."""
+    x_TE, dy_TE = x_TE.contiguous(), dy_TE.contiguous()
+    add_TE = None if add_TE is None else add_TE.contiguous()
+    dx_TE = torch.empty_like(x_TE)
+    _library().chatgrpo_norm_backward(
+        ctypes.c_void_p(x_TE.data_ptr()),
+        ctypes.c_void_p(weight_E.data_ptr()),
+        ctypes.c_void_p(dy_TE.data_ptr()),
+        ctypes.c_void_p(pointer(add_TE)),
+        ctypes.c_int64(x_TE.shape[0]),
+        ctypes.c_int64(x_TE.shape[1]),
+        ctypes.c_float(eps),
+        ctypes.c_void_p(dx_TE.data_ptr()),
+        torch.get_num_threads(),
+    )
+    return dx_TE
+
+
+def sample(logits_NV: Tensor, temperature_N: Tensor, uniform_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(tokens, log-probabilities, entropies), see `inference.sampling.sample`; without top-k and top-p."""
+    num_rows, vocabulary = logits_NV.shape
+    logits_NV = logits_NV.contiguous()
+    tokens_N = torch.empty(num_rows, dtype=torch.int64)
+    logprobs_N, entropies_N = torch.empty(num_rows), torch.empty(num_rows)
+    _library().chatgrpo_sample(
+        ctypes.c_void_p(logits_NV.data_ptr()),
+        ctypes.c_int64(num_rows),
+        ctypes.c_int64(vocabulary),
+        ctypes.c_void_p(temperature_N.contiguous().data_ptr()),
+        ctypes.c_void_p(uniform_N.contiguous().data_ptr()),
+        ctypes.c_void_p(tokens_N.data_ptr()),
+        ctypes.c_void_p(logprobs_N.data_ptr()),
+        ctypes.c_void_p(entropies_N.data_ptr()),
+        torch.get_num_threads(),
+    )
+    return tokens_N, logprobs_N, entropies_N
+
+
+def decode(step: ctypes.Structure) -> None:
+    _library().chatgrpo_decode(ctypes.byref(step))
+
+
+def _library() -> Any:
+    lib = library()
+    assert lib is not None, "ask `suit` first"
+    return lib
