@@ -173,7 +173,7 @@ class Run:
                 run_id=self.place.run_id,
                 run_dir=self.place.run_dir,
                 home=self.place.home,
-                resume_step=state.step if state.evaluations else -1,
+                resume_step=state.step or -1,
             )
         if not state.evaluations and config.num_eval_prompts:
             self._evaluate({})

@@ -50,8 +50,9 @@ class JsonLines:
 
 
 class MlflowTracker:
-    """Parameters, metrics and the published model to MLFLOW_TRACKING_URI, or to an SQLite store under `home`. The model
-    is an artifact of its run and a new version of the registered model `experiment_name`."""
+    """Parameters, metrics and the published model to MLFLOW_TRACKING_URI, or to an SQLite store under `home`. A job is
+    one run, however often it is resumed. The model is an artifact of its run and a new version of the registered model
+    `experiment_name`."""
 
     def __init__(self, config: TrainConfig, run_id: str, home: Path) -> None:
         mlflow: Any = importlib.import_module("mlflow")
@@ -60,8 +61,18 @@ class MlflowTracker:
             if mlflow.get_experiment_by_name(config.experiment_name) is None:
                 # Without a place of their own, artifacts would lie in the working directory.
                 mlflow.create_experiment(config.experiment_name, artifact_location=(home / "mlartifacts").as_uri())
-        mlflow.set_experiment(config.experiment_name)
+        experiment = mlflow.set_experiment(config.experiment_name)
         self._mlflow, self._name, self._job_id = mlflow, config.experiment_name, run_id
+        earlier = mlflow.search_runs(
+            experiment_ids=[experiment.experiment_id],
+            filter_string=f"tags.job_id = '{run_id}'",
+            max_results=1,
+            output_format="list",
+        )
+        if earlier:
+            # A later attempt of the same job. Parameters stay those of the first: MLflow takes no second value.
+            self._run = mlflow.start_run(run_id=earlier[0].info.run_id)
+            return
         self._run = mlflow.start_run(run_name=run_id, tags={"job_id": run_id})
         flat = {k: v for k, v in config.model_dump(mode="json").items() if not isinstance(v, dict | list)}
         mlflow.log_params(flat)
