@@ -19,10 +19,12 @@ from ulid import ULID
 
 from actors.job_launcher import JobLauncher, stage_code
 from actors.names import JOB_SCHEDULER, NAMESPACE
+from chatgrpo.audit import AuditTrail
 from chatgrpo.clock import SystemClock
 from chatgrpo.config import PlatformConfig
 from chatgrpo.errors import PlatformError, Unavailable
 from chatgrpo.jobs.amounts import Amount, Node
+from chatgrpo.jobs.auditing import TransitionAudit
 from chatgrpo.jobs.config import JobsConfig
 from chatgrpo.jobs.job import JobState
 from chatgrpo.jobs.preflight import Preflight
@@ -30,6 +32,7 @@ from chatgrpo.jobs.scheduler import Scheduler
 from chatgrpo.jobs.store import JobStore
 from chatgrpo.monitoring.process import observe_process
 from chatgrpo.monitoring.tracing import carrier, trace_operation
+from chatgrpo.state.stores import STATE_DB, open_store
 
 logger = logging.getLogger(__name__)
 
@@ -76,8 +79,14 @@ class JobScheduler:
             code=code or stage_code(home),
             env=_run_env(platform),
         )
+        store = JobStore(home / "jobs.db")
+
+        async def open_trail() -> AuditTrail:
+            return AuditTrail(await open_store(platform.redis_url or home / STATE_DB))
+
+        self._audit = TransitionAudit(store, open_trail)
         self._scheduler = Scheduler(
-            store=JobStore(home / "jobs.db"),
+            store=store,
             launcher=launcher,
             cluster=RayCluster(),
             runs_dir=platform.runs_dir,
@@ -96,11 +105,19 @@ class JobScheduler:
             except Exception:
                 # One job that cannot be looked at must not stop the queue for good.
                 logger.exception("tick failed")
+            await self._audited()
             try:
                 await asyncio.wait_for(self._wake.wait(), self._tick_s)
             except TimeoutError:
                 continue
             self._wake.clear()
+
+    async def _audited(self) -> None:
+        try:
+            await self._audit.catch_up()
+        except Exception as error:  # noqa: BLE001
+            # The transitions are stored, and go into the trail when it can be written again.
+            logger.warning("transitions wait for the audit trail: %s", error)
 
     async def pid(self) -> int:
         """The actor's process, for tests that kill it."""
@@ -144,6 +161,7 @@ class JobScheduler:
         return answer
 
     async def delete(self, job_id: str, owner: str | None) -> Json:
+        await self._audited()  # with the job goes its history
         return await self._scheduler.delete(job_id, owner=owner)
 
     async def log(self, job_id: str, owner: str | None) -> tuple[str, bool]:

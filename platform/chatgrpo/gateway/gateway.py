@@ -48,9 +48,8 @@ from chatgrpo.monitoring.catalog import CACHE_LOOKUPS, GIVEN_UP
 from chatgrpo.monitoring.meters import Meter
 from chatgrpo.monitoring.requests import MeasureRequests, RequestMetrics
 from chatgrpo.resilience.ladder import Ladder
-from chatgrpo.state.stores import open_store
+from chatgrpo.state.stores import STATE_DB, open_store
 
-STATE_DB = "state.db"
 LIMITS_FILE = "limits"
 # Largest body that is read into memory to compare it with an earlier one.
 MAX_BODY_BYTES = 4 * 2**20

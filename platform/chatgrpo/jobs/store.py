@@ -25,6 +25,7 @@ CREATE TABLE IF NOT EXISTS events (
     from_state TEXT, to_state TEXT NOT NULL, cause TEXT NOT NULL, record TEXT NOT NULL
 );
 CREATE TABLE IF NOT EXISTS usage (owner TEXT PRIMARY KEY, average REAL NOT NULL, at REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS audited (only_row INTEGER PRIMARY KEY CHECK (only_row = 1), seq INTEGER NOT NULL);
 CREATE INDEX IF NOT EXISTS events_by_job ON events (job_id, seq);
 """
 
@@ -128,6 +129,19 @@ class JobStore:
             "SELECT at, from_state, to_state, cause FROM events WHERE job_id = ? ORDER BY seq", (job_id,)
         )
         return [{"at": at, "from": from_state, "to": to, "cause": cause} for at, from_state, to, cause in rows]
+
+    def unaudited(self, limit: int) -> Rows:
+        """Transitions after the one that `mark_audited` was last told of, oldest first: {"seq", "job_id", "owner",
+        "at", "from", "to", "cause"}."""
+        rows = self._db.execute(
+            "SELECT seq, job_id, owner, at, from_state, to_state, cause FROM events JOIN jobs ON jobs.id = job_id "
+            "WHERE seq > COALESCE((SELECT seq FROM audited), 0) ORDER BY seq LIMIT ?",
+            (limit,),
+        )
+        return [dict(zip(("seq", "job_id", "owner", "at", "from", "to", "cause"), row, strict=True)) for row in rows]
+
+    def mark_audited(self, seq: int) -> None:
+        self._db.execute("INSERT OR REPLACE INTO audited (only_row, seq) VALUES (1, ?)", (seq,))
 
     def replay(self) -> dict[str, Job]:
         """Every job as the event log alone tells it: deterministic, and equal to the records but for progress."""

@@ -10,6 +10,9 @@ from chatgrpo.state.redis import RedisStore
 from chatgrpo.state.sqlite import SqliteStore
 from chatgrpo.state.store import Store
 
+STATE_DB = "state.db"
+"""The embedded store's file in the platform's home."""
+
 
 async def open_store(address: str | Path, *, num_replicas: int = 0) -> Store:
     """`memory:`, `redis://...`, or the path of a SQLite file."""
