@@ -110,6 +110,12 @@ def step(facts: Facts) -> Step:
     planned = plan(book, facts.now)
     for grant in planned.grants:
         apply(_start(jobs[grant.job_id], grant.workers, facts.now))
+    for held in list(book.held.values()):
+        over = next((pool.path for pool in book.chain(held.task.owner) if pool.hours_spent), None)
+        if over is not None and held.can_stop:
+            held.stopping, held.can_stop = True, False
+            cause = f"the hours of {over!r} are used up"
+            apply(_stop(jobs[held.task.id], StopReason.PREEMPT, cause, facts.now))
     if facts.config.preemption:
         for stop in reclaim(book, planned.blocks, facts.now):
             apply(_stop(jobs[stop.job_id], StopReason.PREEMPT, f"gives way to job {stop.for_job}", facts.now))

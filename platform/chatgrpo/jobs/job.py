@@ -163,20 +163,22 @@ def move(job: Job, to: JobState, *, now: float, cause: str, **changes: Any) -> E
         changes = {"error": None, "end_reason": None, "ended_at": None, "workers": 0, "stop_reason": None} | changes
     if to.is_terminal or to in {JobState.PREEMPTED, JobState.PAUSED}:
         changes = {"workers": 0, "stop_reason": None, "ended_at": now if to.is_terminal else None} | changes
-    moved = replace(job, state=to, state_since=now, **_used_until(job, now), **changes)
+    cpu_seconds, gpu_seconds = used_until(job, now)
+    used: dict[str, Any] = {"cpu_seconds": cpu_seconds, "gpu_seconds": gpu_seconds}
+    moved = replace(job, state=to, state_since=now, **used, **changes)
     return Event(job=moved, at=now, from_state=job.state, cause=cause)
 
 
-def _used_until(job: Job, now: float) -> dict[str, Any]:
-    """Resource-seconds used so far, charged whenever an active state ends."""
+def used_until(job: Job, now: float) -> tuple[float, float]:
+    """(CPU-seconds, GPU-seconds) used so far. The record is charged whenever an active state ends."""
     if not job.state.is_active:
-        return {}
+        return job.cpu_seconds, job.gpu_seconds
     resources = job.config.get("resources", {})
     worker_seconds = job.workers * max(0.0, now - job.state_since)
-    return {
-        "cpu_seconds": job.cpu_seconds + worker_seconds * (resources.get("cpus_per_worker") or 0.0),
-        "gpu_seconds": job.gpu_seconds + worker_seconds * (resources.get("gpus_per_worker") or 0.0),
-    }
+    return (
+        job.cpu_seconds + worker_seconds * (resources.get("cpus_per_worker") or 0.0),
+        job.gpu_seconds + worker_seconds * (resources.get("gpus_per_worker") or 0.0),
+    )
 
 
 Json = dict[str, Any]

@@ -156,6 +156,26 @@ def test_a_run_that_hangs_past_its_limit_fails() -> None:
     assert effects(late) == [Kill("a-1", "its job no longer runs")]
 
 
+def test_a_run_whose_hours_are_used_up_stops_at_its_checkpoint_and_waits_for_the_window() -> None:
+    quotas = [{"path": "lab", "cpu_hours": 2.0}]
+    mine = running(owner="lab/ann", state_since=0.0, cpu_seconds=3600.0)
+    other = running(id="b", owner="lab/bob", state_since=3000.0)
+    foreign = running(id="c", owner="shop", state_since=0.0)
+    runs = [Run(submission_id=f"{name}-1", status=RunStatus.RUNNING) for name in "abc"]
+
+    assert decide([mine, other, foreign], runs, now=3299.0, quotas=quotas) == []
+    # An hour before, 3300 s now, and 300 s of another of the same tenant.
+    over = decide([mine, other, foreign], runs, now=3300.0, quotas=quotas)
+    assert moves(over) == [("a", "checkpointing"), ("b", "checkpointing")]
+    assert isinstance(over[0], Event)
+    assert over[0].cause == "preempt: the hours of 'lab' are used up"
+
+    waiting = job(owner="lab/ann", cpu_seconds=7200.0)
+    node = Node("n", Amount.of(cpus=4), Amount.of(cpus=4))
+    facts = Facts(now=9e9, jobs=[waiting], runs={}, nodes=[node], config=JobsConfig(quotas=quotas))  # type: ignore[arg-type]
+    assert step(facts).waits["a"].reason == "the hours of 'lab' are used up"
+
+
 def test_a_run_that_ended_early_says_why_and_what_it_published() -> None:
     result = {"status": "succeeded", "reason": "diverged: KL 0.9 exceeds 0.5 at step 12", "published_step": 8}
     [event] = decide([running()], [Run(submission_id="a-1", status=RunStatus.SUCCEEDED, result=result)])

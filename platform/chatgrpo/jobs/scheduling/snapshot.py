@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from chatgrpo.jobs.amounts import Amount, Node, Request, total
 from chatgrpo.jobs.config import JobsConfig, Quota
-from chatgrpo.jobs.job import Job, JobState
+from chatgrpo.jobs.job import Job, JobState, used_until
 from chatgrpo.jobs.scheduling.book import Book
 from chatgrpo.jobs.scheduling.placement import Placement, Rooms
 from chatgrpo.jobs.scheduling.pools import Held, Task, Usage
@@ -43,7 +43,7 @@ def book_of(
     for job in jobs:
         if job.state is JobState.QUEUED and job.not_before <= now:
             book.submit(task_of(job))
-    for path in _spent(config.quotas, jobs, hours or {}):
+    for path in _spent(config.quotas, jobs, hours or {}, now):
         book.chain(path)[-1].hours_spent = True
     return book
 
@@ -94,10 +94,10 @@ def _lay_out(active: Sequence[Job], nodes: Sequence[Node]) -> tuple[dict[str, Pl
     return placements, [room.plus(own) for room, own in zip(free.free, ours, strict=True)]
 
 
-def _spent(quotas: Sequence[Quota], jobs: Sequence[Job], hours: Hours) -> list[str]:
-    """Paths whose CPU-hours or GPU-hours of the window are used up."""
+def _spent(quotas: Sequence[Quota], jobs: Sequence[Job], hours: Hours, now: float) -> list[str]:
+    """Paths whose CPU-hours or GPU-hours of the window are used up, what runs now counted."""
     used = [(owner, cpu_s, gpu_s) for owner, (cpu_s, gpu_s) in hours.items()]
-    used += [(job.owner, job.cpu_seconds, job.gpu_seconds) for job in jobs]
+    used += [(job.owner, *used_until(job, now)) for job in jobs]
     spent = []
     for quota in quotas:
         below = [u for u in used if u[0] == quota.path or u[0].startswith(quota.path + "/")]
