@@ -9,6 +9,7 @@ CI kills a worker, then the driver and the scheduler at once. The whole matrix, 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -199,15 +200,15 @@ class Machine:
         self._processes = [
             process
             for process in psutil.process_iter(["cmdline"])
-            if process.pid not in known
-            and any("raylet/raylet" in word for word in process.info["cmdline"] or [])
-            and any(address in word for word in process.info["cmdline"])
+            if process.pid not in known and any(address in word for word in process.info["cmdline"] or [])
         ]
-        assert len(self._processes) == 1, self._processes
+        assert any("raylet/raylet" in process.info["cmdline"][0] for process in self._processes), self._processes
 
     def kill(self) -> None:
         """The machine is lost; the first one has room again."""
         import ray
 
-        self._processes[0].kill()
+        for process in self._processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         ray.kill(self._tenant)

@@ -76,6 +76,35 @@ def test_no_overcommitment_and_every_feasible_job_ends(
         assert outcome.starts[load.task.id][0] >= load.task.submitted_at
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    policy=st.sampled_from(["priority", "fair_share"]),
+    workers=st.integers(1, 3),
+    priority=st.integers(0, 3),
+    rival=st.sampled_from(["a/p/u", "a/p/v", "c"]),
+    backfill=st.booleans(),
+)
+def test_nobody_starves_while_more_important_jobs_keep_coming(
+    policy: str, workers: int, priority: int, rival: str, backfill: bool
+) -> None:
+    """One that comes `ageing_s` later for each step of priority that it has more is behind, so a wait has an end: what
+    is ahead, and what runs already."""
+    patient = Load(
+        Task("patient", "a/p/u", Request(Amount.of(cpus=4), workers, workers), submitted_at=1.0, priority=0), 5.0
+    )
+    # Twice of what three nodes of four CPUs can do, for as long as it takes.
+    stream = [
+        Load(Task(f"s{i:04}", rival, Request(Amount.of(cpus=2)), priority=priority, submitted_at=i * 0.5), 6.0)
+        for i in range(600)
+    ]
+    config = JobsConfig(policy=policy, ageing_s=10.0, backfill=backfill, usage_half_life_s=50.0)
+
+    started = simulate(Book(NODES, config), [patient, *stream]).starts["patient"][0]
+
+    # At 30 s the stream is level with it in rank, having brought 60 jobs, which take 60 s, and what runs ends in 6 s.
+    assert started <= 1.0 + 10.0 * priority + 60.0 + 6.0
+
+
 @settings(max_examples=50, deadline=None)
 @given(loads(), policies)
 def test_the_same_load_gives_the_same_history(work: list[Load], config: JobsConfig) -> None:
