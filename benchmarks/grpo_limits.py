@@ -2,7 +2,8 @@
 
 Measured limits, in this process with these threads:
 
-    peak       the most FLOP/s that any float32 product here reached, through torch's default (MKL on x86) or oneDNN
+    peak       the most FLOP/s that any float32 product here reached, through torch's default (MKL on x86), oneDNN or
+               our own kernels
     bandwidth  the most bytes/s that reading or copying 512 MB reached
 
 A decode step of B rows at context c must do
@@ -130,8 +131,8 @@ class Shape:
 
 def product_seconds(shape: Shape, rows: int) -> dict[str, float]:
     """All products of one forward over `rows` tokens, each with weights of its own as in the model."""
-    packs = rows <= 64  # as the engine does; the update's products are plain
-    found = {"mkl": 0.0, "onednn": 0.0}
+    packs = rows <= 64  # as the engine does; the update's products are plain, by oneDNN
+    found = {"mkl": 0.0, "ours": 0.0}
     for (out, into), count in [*((s, shape.L) for s in shape.fused()), ((shape.V, shape.E), 1)]:
         count = min(count, 6)
         scale = (shape.L / count) if out != shape.V else 1.0
@@ -139,7 +140,7 @@ def product_seconds(shape: Shape, rows: int) -> dict[str, float]:
         plain = [torch.randn(out, into) for _ in range(count)]
         packed = [products.pack(w) if packs else w for w in plain]
         found["mkl"] += scale * best(partial(_products, torch.nn.functional.linear, x, plain), 5)
-        found["onednn"] += scale * best(partial(_products, products.linear, x, packed), 5)
+        found["ours"] += scale * best(partial(_products, products.linear, x, packed), 5)
     return found
 
 
@@ -251,8 +252,13 @@ def measure(name: str, home: Path, rounds: int) -> dict[str, Any]:
     shape = bench.shape
     decode_products = product_seconds(shape, BATCH)
     update_products = product_seconds(shape, 2048)
-    flops = 2.0 * 2048 * shape.weights
-    top = peak({f"{k} update shapes": (flops, s) for k, s in update_products.items()})
+    top = peak(
+        {
+            f"{name} {rows} rows": (2.0 * rows * shape.weights, seconds)
+            for rows, found in ((BATCH, decode_products), (2048, update_products))
+            for name, seconds in found.items()
+        }
+    )
     speed = bandwidth()
     steps: list[float] = []
     prefill: list[float] = []
@@ -292,16 +298,25 @@ def measure(name: str, home: Path, rounds: int) -> dict[str, Any]:
             "again_limit_s": shape.update_flops(is_known=False) / (top["gflops"] * 1e9),
             "again_s": statistics.median(again),
         },
-        "memory": {"held": peak_memory(), "planned": bench.planned_bytes()},
     }
+
+
+def memory(name: str, home: Path, rounds: int) -> dict[str, Any]:
+    """What a process holds that does nothing but steps of the planned size, beside the plan."""
+    bench = Bench(name, home)
+    for _ in range(rounds):
+        _, episodes = bench.generate(taped=True)
+        bench.update(episodes)
+    return {"held": peak_memory(), "planned": bench.planned_bytes()}
 
 
 def main() -> None:
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as out:
         os.dup2(2, 1)  # what libraries print goes to the log
-        name, home, threads, rounds = sys.argv[1:]
+        what, name, home, threads, rounds = sys.argv[1:]
         torch.set_num_threads(int(threads))
-        out.write(json.dumps(measure(name, Path(home), int(rounds))))
+        measured = {"limits": measure, "memory": memory}[what](name, Path(home), int(rounds))
+        out.write(json.dumps(measured))
 
 
 if __name__ == "__main__":

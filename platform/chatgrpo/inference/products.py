@@ -1,7 +1,7 @@
 """Matrix products of float32 on CPU by our kernels or oneDNN, elsewhere by torch's default.
 
 torch sends float32 products on x86 to MKL, which does not use AVX-512 on every processor that has it; oneDNN, which
-torch carries as well, does (`make bench NAME=grpo` measures both as `gemm_onednn_vs_mkl`). The operators are the ones
+torch carries as well, does (`make bench NAME=grpo` measures both as `gemm_ours_vs_mkl`). The operators are the ones
 that torch.compile emits for linear layers. A weight that serves many products is packed once, for our own kernels where
 they could be built. The choice depends on nothing measured, so that a run that is resumed computes the same bits.
 """
