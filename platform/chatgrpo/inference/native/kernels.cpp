@@ -322,45 +322,76 @@ void place_head(const float* projected, const float* norm, const Step& s, int64_
   rotate(projected, s.cos + row * half, s.sin + row * half, dim, to);
 }
 
-// scores[t] = q . k_t
-void scores_of(const float* q, const float* keys, int64_t length, int64_t dim, float* scores) {
-  int64_t t = 0;
-  if (dim % VW == 0) {
-    for (; t + VW <= length; t += VW) {
+// scores[g][t] = q_g . k_t for the `group` queries of a key/value head; rows of scores are `ld` apart. `next_row`: floats
+// to what is read after this, brought near meanwhile.
+void scores_of(const float* queries, int64_t group, const float* keys, int64_t length, int64_t dim, int64_t next_row,
+               float* scores, int64_t ld) {
+  if (length < VW || dim % VW != 0) {
+    for (int64_t g = 0; g < group; ++g)
+      for (int64_t t = 0; t < length; ++t) {
+        const float *q = queries + g * dim, *k = keys + t * dim;
+        vec dot = {};
+        int64_t i = 0;
+        for (; i + VW <= dim; i += VW) dot += load(q + i) * load(k + i);
+        float total = sum(dot);
+        for (; i < dim; ++i) total += q[i] * k[i];
+        scores[g * ld + t] = total;
+      }
+    return;
+  }
+  for (int64_t block = 0; block < length; block += VW) {
+    const int64_t t = std::min(block, length - VW);  // the last block may tell some scores again
+    const float* k = keys + t * dim;
+    for (int64_t i = 0; i < VW * dim; i += 16) __builtin_prefetch(k + next_row + i, 0, 2);
+    for (int64_t g = 0; g < group; ++g) {
+      const float* q = queries + g * dim;
       vec dots[VW] = {};
       for (int64_t i = 0; i < dim; i += VW) {
         const vec part = load(q + i);
 #pragma GCC unroll 16
-        for (int j = 0; j < VW; ++j) dots[j] += part * load(keys + (t + j) * dim + i);
+        for (int j = 0; j < VW; ++j) dots[j] += part * load(k + j * dim + i);
       }
-      store(scores + t, sums(dots));
+      store(scores + g * ld + t, sums(dots));
     }
-  }
-  for (; t < length; ++t) {
-    const float* k = keys + t * dim;
-    vec dot = {};
-    int64_t i = 0;
-    for (; i + VW <= dim; i += VW) dot += load(q + i) * load(k + i);
-    float total = sum(dot);
-    for (; i < dim; ++i) total += q[i] * k[i];
-    scores[t] = total;
   }
 }
 
-// out += sum_t weights[t] v_t
-void add_values(const float* weights, const float* values, int64_t length, int64_t dim, float* out) {
+// out[g] += sum_t weights[g][t] v_t for G queries.
+template <int G>
+void add_values_of(const float* weights, int64_t ld, const float* values, int64_t length, int64_t dim, int64_t next_row,
+                   float* out) {
   int64_t i = 0;
   for (; i + 4 * VW <= dim; i += 4 * VW) {
-    vec a[4];
-    for (int v = 0; v < 4; ++v) a[v] = load(out + i + v * VW);
+    vec sums[G][4];
+    for (int g = 0; g < G; ++g)
+      for (int v = 0; v < 4; ++v) sums[g][v] = load(out + g * dim + i + v * VW);
     for (int64_t t = 0; t < length; ++t) {
       const float* from = values + t * dim + i;
-      for (int v = 0; v < 4; ++v) a[v] += weights[t] * load(from + v * VW);
+      for (int v = 0; v < 4 * VW; v += 16) __builtin_prefetch(from + next_row + v, 0, 2);
+      const vec v0 = load(from), v1 = load(from + VW), v2 = load(from + 2 * VW), v3 = load(from + 3 * VW);
+#pragma GCC unroll 4
+      for (int g = 0; g < G; ++g) {
+        const float w = weights[g * ld + t];
+        sums[g][0] += w * v0;
+        sums[g][1] += w * v1;
+        sums[g][2] += w * v2;
+        sums[g][3] += w * v3;
+      }
     }
-    for (int v = 0; v < 4; ++v) store(out + i + v * VW, a[v]);
+    for (int g = 0; g < G; ++g)
+      for (int v = 0; v < 4; ++v) store(out + g * dim + i + v * VW, sums[g][v]);
   }
-  for (; i < dim; ++i)
-    for (int64_t t = 0; t < length; ++t) out[i] += weights[t] * values[t * dim + i];
+  for (int g = 0; g < G; ++g)
+    for (int64_t j = i; j < dim; ++j)
+      for (int64_t t = 0; t < length; ++t) out[g * dim + j] += weights[g * ld + t] * values[t * dim + j];
+}
+
+void add_values(const float* weights, int64_t ld, int64_t group, const float* values, int64_t length, int64_t dim,
+                int64_t next_row, float* out) {
+  int64_t g = 0;
+  for (; g + 3 <= group; g += 3)
+    add_values_of<3>(weights + g * ld, ld, values, length, dim, next_row, out + g * dim);
+  for (; g < group; ++g) add_values_of<1>(weights + g * ld, ld, values, length, dim, next_row, out + g * dim);
 }
 
 void softmax(float* scores, int64_t length) {
@@ -399,20 +430,19 @@ void attend(const Step& s, int64_t layer, int64_t row, int64_t kv, const float* 
   std::memcpy(values + own * dim, qkv_row + (s.heads + s.kv_heads + kv) * dim, dim * sizeof(float));
   const Prefix* prefix = s.prefixes[row];
   const int64_t before = prefix == nullptr ? 0 : prefix->length, length = before + own + 1;
-  if (static_cast<int64_t>(scratch.size()) < length + dim) scratch.resize(2 * length + dim);
-  float *query = scratch.data(), *scores = query + dim;
+  if (static_cast<int64_t>(scratch.size()) < group * (length + dim)) scratch.resize(group * (2 * length + dim));
+  float *queries = scratch.data(), *scores = queries + group * dim, *out = attended_row + kv * group * dim;
   for (int64_t g = 0; g < group; ++g) {
-    const int64_t head = kv * group + g;
-    place_head(qkv_row + head * dim, w.query_norm, s, row, query);
-    for (int64_t i = 0; i < dim; ++i) query[i] *= s.scale;
-    if (before) scores_of(query, prefix->keys[layer] + kv * before * dim, before, dim, scores);
-    scores_of(query, keys, own + 1, dim, scores + before);
-    softmax(scores, length);
-    float* out = attended_row + head * dim;
-    std::fill(out, out + dim, 0.0f);
-    if (before) add_values(scores, prefix->values[layer] + kv * before * dim, before, dim, out);
-    add_values(scores + before, values, own + 1, dim, out);
+    place_head(qkv_row + (kv * group + g) * dim, w.query_norm, s, row, queries + g * dim);
+    for (int64_t i = 0; i < dim; ++i) queries[g * dim + i] *= s.scale;
   }
+  // The next row's keys and values come from memory; those of a prefix are near, its rows follow each other.
+  if (before) scores_of(queries, group, prefix->keys[layer] + kv * before * dim, before, dim, 0, scores, length);
+  scores_of(queries, group, keys, own + 1, dim, s.row_stride, scores + before, length);
+  for (int64_t g = 0; g < group; ++g) softmax(scores + g * length, length);
+  std::fill(out, out + group * dim, 0.0f);
+  if (before) add_values(scores, length, group, prefix->values[layer] + kv * before * dim, before, dim, 0, out);
+  add_values(scores + before, length, group, values, own + 1, dim, s.row_stride, out);
 }
 
 }  // namespace
