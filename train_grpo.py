@@ -1,6 +1,7 @@
 """Ray Train entry of a GRPO run.
 
     ray job submit --working-dir . -- python train_grpo.py --config configs/train/quickstart.yaml --set max_steps=10
+    python train_grpo.py --cohort a.yaml b.yaml    (LoRA runs on one base, together in one process)
     python train_grpo.py --tune configs/tune/tiny.yaml
     python train_grpo.py --job ID        (how the platform starts a queued job, a run or a sweep)
 
@@ -15,7 +16,6 @@ import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -113,20 +113,7 @@ def _worker(setup: dict[str, Any]) -> None:
         outcome = train(config, place, report)
     flush_tracing()
     if ranks.rank() == 0:
-        RunFolder(place.run_dir).write_result(
-            {
-                "status": "stopped" if outcome.stopped else "succeeded",
-                "error": None,
-                "cause": None,
-                "reason": outcome.reason,
-                "step": outcome.step,
-                "total_steps": outcome.total_steps,
-                "published_step": outcome.published_step,
-                "export": None if outcome.stopped else str(place.run_dir / "export"),
-                "first_evaluation": asdict(outcome.first_evaluation) if outcome.first_evaluation else None,
-                "last_evaluation": asdict(outcome.last_evaluation) if outcome.last_evaluation else None,
-            }
-        )
+        RunFolder(place.run_dir).write_result(outcome.result(place.run_dir))
 
 
 class _Reporter:
@@ -176,6 +163,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Trains a conversational agent with GRPO on the current Ray cluster.")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--config", help="YAML file with a training configuration (see configs/train/)")
+    source.add_argument("--cohort", nargs="+", help="YAML files of LoRA runs on one base that train in one process")
     source.add_argument("--tune", help="YAML file with a sweep (see configs/tune/)")
     source.add_argument("--job", help="id of a queued job; its configuration is in the run folder")
     parser.add_argument(
@@ -185,6 +173,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     platform = load_platform_config()
+    if options.cohort:
+        return _run_cohort(options.cohort, options.set, options.run_id or str(ULID()), platform)
     configure_tracing("run", otlp_endpoint=platform.otlp_endpoint, sample_ratio=platform.trace_sample_ratio)
     run_id = options.job or options.run_id or str(ULID())
     folder = RunFolder.of(platform.runs_dir, run_id)
@@ -218,8 +208,32 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def _run_cohort(paths: list[str], overrides: list[str], name: str, platform: PlatformConfig) -> int:
+    """Runs `name`-0, `name`-1, ..., one for each file; the run folders say how they ended."""
+    from actors.cohort_trainer import Trial, train_cohort
+
+    try:
+        configs = [read_config(Path(path), overrides) for path in paths]
+        ray.init(os.environ.get("CHATGRPO_RAY_ADDRESS"), runtime_env={"env_vars": _worker_env()})
+        trials = [Trial(run_id=f"{name}-{index}", config=config) for index, config in enumerate(configs)]
+        results = train_cohort(trials, platform=platform, explain=explain)
+    except Exception as error:  # noqa: BLE001
+        cause, message = explain(error)
+        logger.exception("cohort=%s failed", name) if cause != "user" else logger.error("cohort=%s: %s", name, message)
+        return 1
+    for run_id, result in results.items():
+        logger.info("run=%s %s %s", run_id, result["status"], result["error"] or "")
+    return int(any(result["status"] == "failed" for result in results.values()))
+
+
 def _run_sweep(sweep: SweepConfig, sweep_id: str, platform: PlatformConfig, attempt: int) -> dict[str, Any]:
     """Many runs through Ray Tune; the scheduler is told how many have ended."""
+    if sweep.share_base:
+        from actors.cohort_trainer import run_shared_sweep
+
+        shared = run_shared_sweep(sweep, sweep_id=sweep_id, platform=platform, attempt=attempt, explain=explain)
+        RunFolder.of(platform.runs_dir, sweep_id).write_result(shared)
+        return shared
     from actors.sweep_runner import run_sweep  # most runs need no Tune
 
     scheduler = _find_scheduler()

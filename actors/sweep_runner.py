@@ -88,7 +88,7 @@ def run_sweep(
         tuner.fit()
     table = Table.load(sweep_job.table_path(folder)) or Table(sweep.metric, sweep.mode)
     if watch.stopped:
-        return _result("stopped", table, sweep)
+        return sweep_job.result("stopped", table, num_samples=sweep.num_samples)
     failures = [trial.error for trial in table.trials.values() if trial.state is TrialState.FAILED]
     if failures and len(failures) == len(table.trials):
         raise PlatformError(f"every trial failed, the first with: {failures[0]}")
@@ -96,7 +96,7 @@ def run_sweep(
     if best is not None:
         found = sweep_job.best_config(sweep.train.model_dump(mode="json"), best.params)
         sweep_job.best_path(folder).write_text(yaml.safe_dump(found, sort_keys=False), encoding="utf-8")
-    return _result("succeeded", table, sweep)
+    return sweep_job.result("succeeded", table, num_samples=sweep.num_samples)
 
 
 class TableKeeper(tune.Callback):
@@ -258,15 +258,3 @@ class _Watch:
         if figures != self._told:
             self._report(figures)
             self._told = figures
-
-
-def _result(status: str, table: Table, sweep: SweepConfig) -> dict[str, Any]:
-    best = table.best()
-    return {
-        "status": status,
-        "error": None,
-        "cause": None,
-        "step": table.num_ended,
-        "total_steps": sweep.num_samples,
-        "best": None if best is None else {"trial_id": best.trial_id, "params": best.params, "value": best.best},
-    }

@@ -9,8 +9,13 @@ from typing import Any
 import pytest
 
 import train_grpo
+from actors.cohort_trainer import Trial, train_cohort
 from chatgrpo.config import PlatformConfig
 from chatgrpo.errors import InvalidRequest
+from chatgrpo.jobs.run_folder import RunFolder
+from chatgrpo.jobs.sweeps.config import SweepConfig
+from chatgrpo.jobs.sweeps.job import table_path
+from chatgrpo.jobs.sweeps.table import Table, TrialState
 from chatgrpo.training.config import TrainConfig
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
@@ -93,3 +98,42 @@ def test_overrides_are_checked_by_name(tmp_path: Path) -> None:
         train_grpo.read_config(config, ["num_generation=4"])
     with pytest.raises(InvalidRequest, match=r"num_generations: .*greater than or equal to 2.*1"):
         train_grpo.read_config(config, ["num_generations=1"])
+
+
+def test_runs_and_trials_share_a_base(ray_cluster: str, training_platform: PlatformConfig, tmp_path: Path) -> None:
+    train = TOY | {"lora": {"r": 4}, "max_steps": 2, "num_eval_prompts": 0, "save_steps": None, "prompts_per_step": 2}
+    for name, change in {"a": {}, "b": {"seed": 1}, "bad": {"max_prompt_length": 2}}.items():
+        (tmp_path / f"{name}.yaml").write_text(json.dumps(train | change))
+    trials = [
+        Trial(run_id=f"both-{name}", config=train_grpo.read_config(tmp_path / f"{name}.yaml", []))
+        for name in ("a", "b", "bad")
+    ]
+    results = train_cohort(trials, platform=training_platform, explain=train_grpo.explain)
+    assert [results[t.run_id]["status"] for t in trials] == ["succeeded", "succeeded", "failed"]
+    assert results["both-bad"]["cause"] == "user"
+    for name in ("a", "b"):
+        assert (training_platform.runs_dir / f"both-{name}" / "export" / "adapter" / "adapter_config.json").is_file()
+
+    sweep = SweepConfig.model_validate(
+        {
+            "train": train,
+            "space": {"learning_rate": {"type": "loguniform", "low": 1e-5, "high": 1e-2}},
+            "metric": "reward",
+            "num_samples": 3,
+            "max_concurrent": 2,
+            "share_base": True,
+            "search": "random",
+            "scheduler": {"type": "none"},
+        }
+    )
+    folder = RunFolder.of(training_platform.runs_dir, "shared")
+    folder.prepare({})
+    found = train_grpo._run_sweep(sweep, "shared", training_platform, 1)
+    assert (found["status"], found["step"], found["total_steps"]) == ("succeeded", 3, 3)
+    table = Table.load(table_path(folder))
+    assert table is not None
+    assert [t.state for t in table.trials.values()] == [TrialState.COMPLETED] * 3
+    assert len({t.params["learning_rate"] for t in table.trials.values()}) == 3
+    assert found["best"]["value"] == max(t.best for t in table.trials.values() if t.best is not None)
+    best = train_grpo.read_config(folder.path / "best.yaml", [])
+    assert best.learning_rate == found["best"]["params"]["learning_rate"]

@@ -40,6 +40,8 @@ ALLOWED = {
     ("api", "chatgrpo.training.config"),
     ("jobs", "chatgrpo.training.config"),
     ("rollouts", "chatgrpo.training.config"),
+    # A sweep is refused where its trials would be.
+    ("jobs", "chatgrpo.training.cohort_rules"),
     # What a reward judges.
     ("rewards", "chatgrpo.rollouts.episode"),
 }

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,6 +22,7 @@ from chatgrpo.errors import InvalidRequest
 from chatgrpo.inference.loading import load
 from chatgrpo.inference.shared_base import SharedBase
 from chatgrpo.inference.shared_engine import SharedEngine
+from chatgrpo.training.cohort_rules import check_cohort
 from chatgrpo.training.config import TrainConfig
 from chatgrpo.training.loop import Outcome, Place, Report, Run, carry_out
 from chatgrpo.training.precision import compute_dtype, device_of_rank
@@ -31,48 +32,33 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """One run; `report` is called in its thread."""
+    """One run; `report`, and `on_end` with its outcome or what failed it, are called in its thread."""
 
     config: TrainConfig
     place: Place
     report: Report
+    on_end: Callable[[Outcome | Exception], None] = lambda _: None
 
 
-def check_cohort(configs: Sequence[TrainConfig]) -> None:
-    """Raises InvalidRequest naming the field that keeps these runs from sharing a base."""
-    for config in configs:
-        if config.lora is None:
-            raise InvalidRequest("runs that share a base train adapters; give lora", "lora")
-        if config.model != configs[0].model:
-            raise InvalidRequest(f"{config.model!r} and {configs[0].model!r} are two bases; share one", "model")
-        unshared: dict[str, bool] = {
-            "num_workers": config.num_workers > 1,
-            "deepspeed": config.deepspeed is not None,
-            "gradient_checkpointing": config.gradient_checkpointing,
-            "fast_path": not config.fast_path,
-        }
-        for name, is_wrong in unshared.items():
-            if is_wrong:
-                default = TrainConfig.model_fields[name].default
-                raise InvalidRequest(
-                    f"{getattr(config, name)!r} cannot share a base with other runs; write {default!r}", name
-                )
+def _always() -> bool:
+    return True
 
 
-def train_together(members: Sequence[Member], *, at_once: int | None = None) -> list[Outcome | Exception]:
-    """Runs or resumes all members, `at_once` of them at a time (empty: all); when one ends the next takes its place.
+def train_together(
+    members: Sequence[Member], *, at_once: int | None = None, may_begin: Callable[[], bool] = _always
+) -> list[Outcome | Exception | None]:
+    """Runs or resumes all members, `at_once` of them at a time (empty: all); when one ends the next takes its place, if
+    it `may_begin`.
 
-    -> how each ended, in their order; a run that fails leaves the others alone. Raises InvalidRequest when they cannot
-    share a base."""
+    -> how each ended, in their order, None for one that did not begin; a run that fails leaves the others alone. Raises
+    InvalidRequest when they cannot share a base."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     check_cohort([member.config for member in members])
     places = min(at_once or len(members), len(members))
-    first = members[0]
-    shared = SharedEngine(_base(first), max_batch_size=_batch_size(members, places))
+    shared = SharedEngine(_base(members[0]), max_batch_size=_batch_size(members, places))
     threads = partial(torch.set_num_threads, torch.get_num_threads())
     with ThreadPoolExecutor(places, thread_name_prefix="run", initializer=threads) as pool:
-        running = [pool.submit(_train, member, shared) for member in members]
-        return [_ended(future) for future in running]
+        return list(pool.map(partial(_train, shared, may_begin), members))
 
 
 def _base(member: Member) -> SharedBase:
@@ -90,20 +76,19 @@ def _batch_size(members: Iterable[Member], places: int) -> int:
     return sum(sorted((m.config.rollout_batch_size for m in members), reverse=True)[:places])
 
 
-def _train(member: Member, shared: SharedEngine) -> Outcome:
-    name = member.place.run_id
+def _train(shared: SharedEngine, may_begin: Callable[[], bool], member: Member) -> Outcome | Exception | None:
+    if not may_begin():
+        return None
+    ended: Outcome | Exception
     try:
         with shared.turn():
             run = Run(member.config, member.place, member.report, shared=shared)
-        return carry_out(run)
+        ended = carry_out(run)
+    except Exception as error:
+        # Whatever ended one run, the others go on.
+        logger.exception("run=%s failed in its cohort", member.place.run_id)
+        ended = error
     finally:
-        shared.leave(name)
-
-
-def _ended(future: Future[Outcome]) -> Outcome | Exception:
-    error = future.exception()
-    if error is None:
-        return future.result()
-    if not isinstance(error, Exception):
-        raise error
-    return error
+        shared.leave(member.place.run_id)
+    member.on_end(ended)
+    return ended

@@ -13,7 +13,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,21 @@ class Outcome:
     published_step: int | None
     first_evaluation: Evaluation | None
     last_evaluation: Evaluation | None
+
+    def result(self, run_dir: Path) -> dict[str, Any]:
+        """What `result.json` holds."""
+        return {
+            "status": "stopped" if self.stopped else "succeeded",
+            "error": None,
+            "cause": None,
+            "reason": self.reason,
+            "step": self.step,
+            "total_steps": self.total_steps,
+            "published_step": self.published_step,
+            "export": None if self.stopped else str(run_dir / "export"),
+            "first_evaluation": asdict(self.first_evaluation) if self.first_evaluation else None,
+            "last_evaluation": asdict(self.last_evaluation) if self.last_evaluation else None,
+        }
 
 
 class Run:

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from chatgrpo.config import Strict
+from chatgrpo.errors import InvalidRequest
+from chatgrpo.training.cohort_rules import check_cohort
 from chatgrpo.training.config import TrainConfig
 
 
@@ -107,6 +109,11 @@ class SweepConfig(Strict):
     seed: int = Field(0, ge=0, description="Seeds the search; trials keep train.seed, so that they compare.")
     priority: int = Field(1, ge=0, le=100, description="Of the sweep in the queue; higher starts earlier.")
     max_runtime_hours: float | None = Field(None, gt=0, description="The sweep starts no trial after this long.")
+    share_base: bool = Field(
+        False,
+        description="Trials train LoRA adapters together in one worker: one copy of the base's weights, one engine. "
+        "Needs train.lora, search: random and scheduler: {type: none}.",
+    )
 
     @model_validator(mode="after")
     def _metric_is_reported(self) -> Self:
@@ -120,4 +127,18 @@ class SweepConfig(Strict):
                 )
         if isinstance(self.scheduler, Asha) and not (self.scheduler.max_steps or self.train.max_steps):
             raise ValueError("scheduler.max_steps: give it, or train.max_steps, so that the rungs are known")
+        return self
+
+    @model_validator(mode="after")
+    def _base_can_be_shared(self) -> Self:
+        if not self.share_base:
+            return self
+        if self.search != "random":
+            raise ValueError("search: trials that share a base are drawn at once; write random")
+        if not isinstance(self.scheduler, Fifo):
+            raise ValueError("scheduler: trials that share a base run to their end; write {type: none}")
+        try:
+            check_cohort([self.train])
+        except InvalidRequest as error:
+            raise ValueError(f"train.{error.field}: {error}") from error
         return self

@@ -27,13 +27,14 @@ def is_sweep(config: Mapping[str, Any]) -> bool:
 
 
 def job_config(sweep: SweepConfig, train: Mapping[str, Any]) -> dict[str, Any]:
-    """What the queue stores. `train`: the trials' configuration, completed for the cluster."""
+    """What the queue stores. `train`: the trials' configuration, completed for the cluster. Trials that share a base
+    need the room of one run."""
     return {
         **train,
         "experiment_name": sweep.experiment_name,
         "priority": sweep.priority,
         "max_runtime_hours": sweep.max_runtime_hours,
-        "num_workers": train["num_workers"] * sweep.max_concurrent,
+        "num_workers": train["num_workers"] * (1 if sweep.share_base else sweep.max_concurrent),
         "min_workers": None,
         KEY: sweep.model_dump(mode="json", exclude={"train"}) | {"train": dict(train)},
     }
@@ -70,6 +71,19 @@ def detail(job: Job, table: Table | None) -> dict[str, Any]:
         "space": sweep["space"],
         "trials": [asdict(row) for row in rows],
         "best": shown,
+    }
+
+
+def result(status: str, table: Table, *, num_samples: int) -> dict[str, Any]:
+    """What `result.json` of a sweep holds."""
+    best = table.best()
+    return {
+        "status": status,
+        "error": None,
+        "cause": None,
+        "step": table.num_ended,
+        "total_steps": num_samples,
+        "best": None if best is None else {"trial_id": best.trial_id, "params": best.params, "value": best.best},
     }
 
 

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from chatgrpo.errors import InvalidRequest
 from chatgrpo.jobs.sweeps.config import SweepConfig
 from chatgrpo.overrides import apply_overrides
+from chatgrpo.training.cohort_rules import check_cohort
 from chatgrpo.training.config import TrainConfig
 
 # What decides where a trial runs and who may see it is the sweep's business.
@@ -40,6 +41,8 @@ def check_space(sweep: SweepConfig) -> None:
             raise InvalidRequest("is the same for all trials; set it under `train`", f"space.{name}")
         for value in dimension.examples():
             try:
-                trial_config(train, {name: value})
+                trial = trial_config(train, {name: value})
+                if sweep.share_base:
+                    check_cohort([sweep.train, trial])
             except InvalidRequest as error:
                 raise InvalidRequest(f"{value!r} is refused: {error}", f"space.{name}") from error

@@ -14,6 +14,7 @@ from chatgrpo.jobs.amounts import Amount, Request
 from chatgrpo.jobs.job import Job
 from chatgrpo.jobs.seed_request import validate
 from chatgrpo.jobs.sweeps.config import SweepConfig
+from chatgrpo.jobs.sweeps.draw import draw
 from chatgrpo.jobs.sweeps.files import load_sweep
 from chatgrpo.jobs.sweeps.job import best_config, detail, job_config, sweep_of
 from chatgrpo.jobs.sweeps.space import check_space, trial_config
@@ -127,3 +128,48 @@ def test_less_may_be_better() -> None:
         table.start(name, name, {})
         table.report(name, {"loss": value})
     assert [trial.trial_id for trial in table.ranked()] == ["b", "a"]
+
+
+SHARED: dict[str, Any] = {"share_base": True, "search": "random", "scheduler": {"type": "none"}, "metric": "reward"}
+
+
+def test_trials_that_share_a_base_need_the_room_of_one_run() -> None:
+    shared = sweep(**SHARED, train={"lora": {"r": 4}}, max_concurrent=4)
+    assert job_config(shared, shared.train.model_dump(mode="json"))["num_workers"] == 1
+    assert sweep_of(job_config(shared, shared.train.model_dump(mode="json"))) == shared
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"train": {}}, "train.lora: .*give lora"),
+        ({"train": {"lora": {"r": 4}, "fast_path": False}}, "train.fast_path: "),
+        ({"search": "optuna"}, "search: trials that share a base are drawn at once; write random"),
+        ({"scheduler": {"type": "asha"}}, "scheduler: trials that share a base run to their end"),
+    ],
+)
+def test_what_cannot_share_a_base_is_refused_by_name(change: dict[str, Any], says: str) -> None:
+    with pytest.raises(InvalidRequest, match=says):
+        sweep(**SHARED | {"train": {"lora": {"r": 4}}} | change)
+
+
+def test_a_dimension_that_parts_the_base_is_refused() -> None:
+    models = {"type": "choice", "values": ["tiny", "smollm2-135m-instruct"]}
+    with pytest.raises(InvalidRequest, match="two bases"):
+        check_space(sweep({"model": models}, **SHARED, train={"lora": {"r": 4}}))
+
+
+def test_points_are_drawn_within_their_bounds_and_again_the_same() -> None:
+    space = {
+        "learning_rate": RATES,
+        "temperature": {"type": "uniform", "low": 0.5, "high": 1.0},
+        "lora.r": {"type": "randint", "low": 2, "high": 3},
+        "loss_type": {"type": "choice", "values": ["grpo", "dapo"]},
+    }
+    points = draw(sweep(space, train={"lora": {"r": 4}}).space, num_samples=200, seed=5)
+    assert points == draw(sweep(space, train={"lora": {"r": 4}}).space, num_samples=200, seed=5)
+    assert {p["lora.r"] for p in points} == {2, 3}
+    assert {p["loss_type"] for p in points} == {"grpo", "dapo"}
+    assert all(0.5 <= p["temperature"] <= 1 and 1e-6 <= p["learning_rate"] <= 1e-2 for p in points)
+    # Each order of magnitude equally likely: about a quarter of four.
+    assert 30 < sum(p["learning_rate"] < 1e-5 for p in points) < 70
