@@ -12,6 +12,7 @@ idle while the other works. Times are medians of whole steps, rollout to new wei
     long         prompts of 512 tokens
     tools        three replies of up to 32 tokens, an answer of about 40 tokens after the first and the second
     limits       decode and update against peak FLOP/s and bandwidth, see `grpo_limits`
+    multi_lora   four small LoRA jobs one after the other against a cohort of them, see `grpo_multi_lora`
     learning     only if asked for (an hour): reward against steps and time over 3 seeds, see `grpo_learning`
 
 TRL takes minutes where ours take seconds: it makes 5 measured steps in `short` and 3 in the others (`--steps`), fewer
@@ -37,6 +38,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.grpo_cases import CASES, GENERATIONS, PROMPTS, Case
 from benchmarks.grpo_learning import learning
+from benchmarks.grpo_multi_lora import multi_lora
 from benchmarks.grpo_processes import (
     HOME,
     MODEL,
@@ -181,7 +183,7 @@ def keep(figures: Mapping[str, Any]) -> None:
 
 
 def main() -> None:
-    default = ["limits", *(case.name for case in CASES)]
+    default = ["limits", "multi_lora", *(case.name for case in CASES)]
     parser = argparse.ArgumentParser(description="GRPO steps against TRL")
     parser.add_argument("--cases", nargs="+", choices=[*default, "learning"], default=default)
     parser.add_argument("--steps", type=int, help="measured steps of TRL in every case")
@@ -193,6 +195,11 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     until = time.monotonic() + options.minutes * 60
     make_model()
+    if "multi_lora" in options.cases:
+        print("multi_lora", flush=True)
+        keep(multi_lora())
+    if options.cases == ["multi_lora"]:
+        return
     trl_python = make_trl()
     if "limits" in options.cases:
         print("limits", flush=True)
