@@ -136,9 +136,9 @@ class _Job:
             self._turns.began()
             return
         self._tokens += metrics["rollout/sampled_tokens"]
-        if metrics["step"] == 1 + STEPS:
-            if not self._turns.done(sampled_tokens=self._tokens, start_up_s=self._start_up_s):
-                raise SystemExit(0)
+        is_last = metrics["step"] == 1 + STEPS
+        if is_last and not self._turns.done(sampled_tokens=self._tokens, start_up_s=self._start_up_s):
+            raise SystemExit(0)
 
 
 class _Rounds:
