@@ -83,6 +83,11 @@ class Recorder:
         """Output of the last layer, before the last norm."""
         self.block.x[-1, self.tokens] = x
 
+    def take(self, activations: tuple[Tensor, ...]) -> None:
+        """Of all layers at once, as `views`; there may be more layers than it has."""
+        for held, given in zip(self.views(), activations, strict=True):
+            held.copy_(given[: held.shape[0]])
+
 
 @dataclass(frozen=True, slots=True)
 class SplitRecorder:
@@ -101,6 +106,14 @@ class SplitRecorder:
     def last(self, x: Tensor) -> None:
         for recorder, rows in self.parts:
             recorder.last(x[rows])
+
+    def take(self, activations: tuple[Tensor, ...]) -> None:
+        """All layers at once: x, qkv, middle and gate_up, layers x tokens x width."""
+        for recorder, rows in self.parts:
+            recorder.take(tuple(given[:, rows] for given in activations))
+
+    def views(self) -> None:
+        """None: its rows are in several places; `take` brings them there."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,7 +53,7 @@ def forward(
     heads, kv_heads, dim = weights.num_heads, weights.num_kv_heads, weights.head_dim
     rotary = Rotary.at(weights, positions_T)
     x_TE = functional.embedding(input_ids_T, weights.embedding)
-    if isinstance(layout, DecodeLayout) and not isinstance(record, SplitRecorder):
+    if isinstance(layout, DecodeLayout):
         kernel = weights.decode_kernel()
         if kernel is not None:
             return kernel(x_TE, rotary.cos[:, 0], rotary.sin[:, 0], layout, record)

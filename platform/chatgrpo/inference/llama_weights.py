@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from chatgrpo.inference import products
 from chatgrpo.inference.native.decode import DecodeKernel
-from chatgrpo.inference.native.kernels import Panels
+from chatgrpo.inference.native.kernels import Beside, Panels
 
 # Llama's wiring: pre-norm, rotary positions on halves, SiLU gate; Qwen3 also norms each head's queries and keys.
 _MODEL_TYPES = frozenset({"llama", "qwen2", "qwen3", "mistral"})
@@ -61,6 +61,7 @@ class Fused:
         self.projections = [Projection(m, a, b) for m, a, b in zip(modules, [0, *stops], stops, strict=False)]
         self.has_adapters = any(p.adapter is not None for p in self.projections)
         self.merges = base is None
+        self._base = base
         self._spoken: Tensor | Panels | None = None
         self.weight: Tensor
         self.bias: Tensor | None
@@ -82,9 +83,16 @@ class Fused:
     @property
     def spoken(self) -> Tensor | Panels:
         """For products with inputs: the weight with what the adapters make of it, packed when it is first asked for."""
+        if self._base is not None:
+            return self._base.spoken
         if self._spoken is None:
             self._spoken = products.pack(self._merged())
         return self._spoken
+
+    @property
+    def beside(self) -> Beside | None:
+        """What a decode kernel adds to its products."""
+        return None
 
     @property
     def is_whole(self) -> bool:

@@ -16,7 +16,7 @@ from chatgrpo.inference.native import kernels
 from chatgrpo.inference.native.kernels import CLinear, Panels, pointer
 
 if TYPE_CHECKING:
-    from chatgrpo.inference.activation_tape import Recorder
+    from chatgrpo.inference.activation_tape import Recorder, SplitRecorder
     from chatgrpo.inference.kv_cache import DecodeLayout, Prefix
     from chatgrpo.inference.llama_weights import Fused, LlamaWeights
 
@@ -58,7 +58,7 @@ class DecodeKernel:
 
     def __init__(self, weights: LlamaWeights) -> None:
         self._weights = weights
-        self._held: list[Tensor] = []  # what the pointers point to
+        self._held: list[object] = []  # what the pointers point to
         layers = [
             _CLayer(
                 input_norm=pointer(layer.input_norm),
@@ -81,14 +81,20 @@ class DecodeKernel:
         )
 
     def __call__(
-        self, x_NE: Tensor, cos_ND: Tensor, sin_ND: Tensor, layout: DecodeLayout, record: Recorder | None
+        self,
+        x_NE: Tensor,
+        cos_ND: Tensor,
+        sin_ND: Tensor,
+        layout: DecodeLayout,
+        record: Recorder | SplitRecorder | None,
     ) -> Tensor:
         """`cos_ND`, `sin_ND`: of half the head dimension. -> hidden states after the last norm, NE."""
         weights, num_rows = self._weights, x_NE.shape[0]
         keys, values = layout.cache.whole(weights.num_kv_heads, weights.head_dim)
         prefixes, held = _prefixes(num_rows, layout.prefixes)
         lengths_N, cos_ND, sin_ND = layout.lengths_N.contiguous(), cos_ND.contiguous(), sin_ND.contiguous()
-        activations = self._scratch(num_rows) if record is None else record.views()
+        views = None if record is None else record.views()
+        activations = self._widths(num_rows, whole=record is not None) if views is None else views
         activations[0][0].copy_(x_NE)
         x, qkv, middle, gate_up = activations
         hidden_NE = torch.empty_like(x_NE)
@@ -127,21 +133,31 @@ class DecodeKernel:
             )
         )
         del held
+        if record is not None and views is None:
+            record.take(activations)
         return hidden_NE
 
     def _linear(self, site: Fused) -> CLinear:
         spoken = site.spoken
         assert isinstance(spoken, Panels)
         self._held += [spoken.data, *([] if site.bias is None else [site.bias])]
-        return spoken.described(site.bias)
+        linear = spoken.described(site.bias)
+        if (beside := site.beside) is not None:
+            described = beside.described()
+            self._held += [beside, described]
+            linear.beside = ctypes.addressof(described)
+        return linear
 
-    def _scratch(self, num_rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """One layer's activations, seen as those of every layer."""
+    def _widths(self, num_rows: int, *, whole: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Memory for x, qkv, middle and gate_up; unless `whole`, of one layer, seen as that of every layer."""
         weights = self._weights
         qkv = (weights.num_heads + 2 * weights.num_kv_heads) * weights.head_dim
         widths = (weights.hidden_size, qkv, weights.hidden_size, 2 * weights.intermediate_size)
         count = len(self._layers) + 1
-        x, qkv_out, middle, gate_up = (torch.empty(1, num_rows, width).expand(count, -1, -1) for width in widths)
+        x, qkv_out, middle, gate_up = (
+            torch.empty(count, num_rows, width) if whole else torch.empty(1, num_rows, width).expand(count, -1, -1)
+            for width in widths
+        )
         return x, qkv_out, middle, gate_up
 
 

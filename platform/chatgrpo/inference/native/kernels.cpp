@@ -165,11 +165,21 @@ void tile_of(int rows, const float* x, int64_t ldx, const float* panel, int64_t 
 
 extern "C" {
 
-// y = x W^T + bias, and + add where given. `bias` and `add` may be null.
+struct Beside;
+
+// y = x W^T + bias, and + add where given. `bias` and `add` may be null; so may `beside`, which decode steps alone read.
 struct Linear {
   const float* panels;
   const float* bias;
   int64_t in, out;
+  const Beside* beside;
+};
+
+// What adapters add to a product: ((x A^T) * mask) B^T, with the factors of all adapters behind one another. `mask` has
+// a row of low.out numbers for each row of x: 1 where the factor is of the row's own adapter, else 0.
+struct Beside {
+  Linear low, high;
+  const float* mask;
 };
 
 struct Layer {
@@ -460,6 +470,11 @@ void chatgrpo_decode(const Step* step) {
   const int64_t rows = s.num_rows, width = s.hidden, inner = s.intermediate;
   const int64_t qkv_width = (s.heads + 2 * s.kv_heads) * s.head_dim, attended_width = s.heads * s.head_dim;
   std::vector<float> normed(rows * width), attended(rows * attended_width), act(rows * inner);
+  int64_t lowest = 0;
+  for (int64_t l = 0; l < s.num_layers; ++l)
+    for (const Linear* w : {&s.layers[l].qkv, &s.layers[l].out, &s.layers[l].gate_up, &s.layers[l].down})
+      if (w->beside != nullptr) lowest = std::max(lowest, w->beside->low.out);
+  std::vector<float> low(rows * lowest);
   Barrier* barrier = nullptr;
 #pragma omp parallel num_threads(s.threads)
   {
@@ -467,32 +482,43 @@ void chatgrpo_decode(const Step* step) {
 #pragma omp single
     barrier = new Barrier(threads);
     std::vector<float> scratch;
+    const auto product = [&](const Linear& w, const float* from, float* y, const float* add) {
+      if (w.beside != nullptr) {
+        const Linear& a = w.beside->low;
+        linear_part(a, from, w.in, rows, low.data(), a.out, nullptr, 0, thread, threads);
+        barrier->wait();
+        const Part mine = part(rows * a.out, thread, threads);
+        for (int64_t i = mine.begin; i < mine.end; ++i) low[i] *= w.beside->mask[i];
+        barrier->wait();
+      }
+      linear_part(w, from, w.in, rows, y, w.out, add, w.out, thread, threads);
+      // The same shares of the same outputs: each thread adds to what it has just written.
+      if (w.beside != nullptr)
+        linear_part(w.beside->high, low.data(), w.beside->low.out, rows, y, w.out, y, w.out, thread, threads);
+      barrier->wait();
+    };
     for (int64_t l = 0; l < s.num_layers; ++l) {
       const Layer& w = s.layers[l];
       float *x = s.x + l * s.x_stride, *qkv = s.qkv + l * s.qkv_stride, *middle = s.middle + l * s.middle_stride,
             *gate_up = s.gate_up + l * s.gate_up_stride, *next = s.x + (l + 1) * s.x_stride;
       norm_part(x, w.input_norm, rows, width, s.eps, normed.data(), thread, threads);
       barrier->wait();
-      linear_part(w.qkv, normed.data(), width, rows, qkv, qkv_width, nullptr, 0, thread, threads);
-      barrier->wait();
+      product(w.qkv, normed.data(), qkv, nullptr);
       const Part mine = part(rows * s.kv_heads, thread, threads);
       for (int64_t item = mine.begin; item < mine.end; ++item) {
         const int64_t row = item % rows;  // heads outside: rows with a common prefix find it in the cache
         attend(s, l, row, item / rows, qkv + row * qkv_width, scratch, attended.data() + row * attended_width);
       }
       barrier->wait();
-      linear_part(w.out, attended.data(), attended_width, rows, middle, width, x, width, thread, threads);
-      barrier->wait();
+      product(w.out, attended.data(), middle, x);
       norm_part(middle, w.post_norm, rows, width, s.eps, normed.data(), thread, threads);
       barrier->wait();
-      linear_part(w.gate_up, normed.data(), width, rows, gate_up, 2 * inner, nullptr, 0, thread, threads);
-      barrier->wait();
+      product(w.gate_up, normed.data(), gate_up, nullptr);
       const Part gated = part(rows, thread, threads);
       for (int64_t n = gated.begin; n < gated.end; ++n)
         gated_row(gate_up + n * 2 * inner, inner, act.data() + n * inner);
       barrier->wait();
-      linear_part(w.down, act.data(), inner, rows, next, width, middle, width, thread, threads);
-      barrier->wait();
+      product(w.down, act.data(), next, middle);
     }
     norm_part(s.x + s.num_layers * s.x_stride, s.final_norm, rows, width, s.eps, s.hidden_out, thread, threads);
   }

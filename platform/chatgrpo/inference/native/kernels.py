@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from chatgrpo.inference.native.build import library
 
@@ -18,7 +19,12 @@ class CLinear(ctypes.Structure):
         ("bias", ctypes.c_void_p),
         ("num_in", ctypes.c_int64),
         ("num_out", ctypes.c_int64),
+        ("beside", ctypes.c_void_p),
     )
+
+
+class CBeside(ctypes.Structure):
+    _fields_ = (("low", CLinear), ("high", CLinear), ("mask", ctypes.c_void_p))
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +40,36 @@ class Panels:
 
     def described(self, bias_O: Tensor | None) -> CLinear:
         """Holds pointers only: whoever keeps it keeps the tensors."""
-        return CLinear(self.data.data_ptr(), pointer(bias_O), self.num_in, self.num_out)
+        return CLinear(self.data.data_ptr(), pointer(bias_O), self.num_in, self.num_out, None)
+
+    @classmethod
+    def zeros(cls, num_out: int, num_in: int) -> Panels:
+        width = panel_width()
+        return cls(torch.zeros(-(-num_out // width), num_in, width), num_out)
+
+    def set_inputs(self, inputs: slice, weight_OJ: Tensor) -> None:
+        """Replaces the columns of some inputs."""
+        num_panels, _, width = self.data.shape
+        padded = pad(weight_OJ, (0, 0, 0, num_panels * width - self.num_out))
+        self.data[:, inputs] = padded.view(num_panels, width, -1).transpose(1, 2)
+
+    def set_outputs(self, first: int, weight_JI: Tensor) -> None:
+        """Replaces the rows of some outputs, from `first` on."""
+        width = self.data.shape[2]
+        outputs = torch.arange(first, first + weight_JI.shape[0])
+        self.data.transpose(1, 2)[outputs // width, outputs % width] = weight_JI
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What adapters add to a product, see kernels.cpp. `mask`: rows x outputs of `low`, read at each step."""
+
+    low: Panels
+    high: Panels
+    mask: Tensor
+
+    def described(self) -> CBeside:
+        return CBeside(self.low.described(None), self.high.described(None), pointer(self.mask))
 
 
 def pointer(tensor: Tensor | None) -> int | None:
@@ -49,10 +84,13 @@ def suit(*tensors: Tensor | None) -> bool:
     return all(t is None or (t.dtype == torch.float32 and t.device.type == "cpu") for t in tensors) and is_available()
 
 
+def panel_width() -> int:
+    return int(_library().chatgrpo_panel_width())
+
+
 def pack(weight_OI: Tensor) -> Panels:
     """Any strides, so also a transposed weight."""
-    lib, (num_out, num_in) = _library(), weight_OI.shape
-    width = int(lib.chatgrpo_panel_width())
+    lib, (num_out, num_in), width = _library(), weight_OI.shape, panel_width()
     data = torch.empty(-(-num_out // width), num_in, width)
     lib.chatgrpo_pack(
         ctypes.c_void_p(weight_OI.data_ptr()),
