@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from chatgrpo.errors import InvalidRequest
+from chatgrpo.inference.native.kernels import Segments
 
 ATTENTION = "chatgrpo"
 
@@ -60,6 +61,7 @@ class SegmentLayout:
     """
 
     def __init__(self, segments: list[tuple[range, range]], device: torch.device | str = "cpu") -> None:
+        self.for_kernels = Segments.of(segments)
         prompts = [s for s in segments if len(s[0]) == 0]
         continuations = [s for s in segments if len(s[0]) > 0]
         self._parts = [_Part(part, device) for part in (prompts, continuations) if part]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from chatgrpo.inference.activation_tape import Activations, Recording
-from chatgrpo.inference.attention import Layout
+from chatgrpo.inference.attention import Layout, SegmentLayout
 from chatgrpo.inference.llama_forward import Rotary, attend, place_heads_, rms_norm
 from chatgrpo.inference.llama_weights import Fused, Layer, LlamaWeights
 from chatgrpo.inference.native import kernels
@@ -64,17 +64,22 @@ def _attention_backward(
     weights: LlamaWeights, index: int, layout: Layout, rotary: Rotary, qkv_T: Tensor, d_middle: Tensor
 ) -> Tensor:
     """Through the output projection, attention, rotation and norms of the heads, by queries, keys and values as
-    projected. The layout's own attention is run once more under autograd: it has no weights and is a small part of the
-    work."""
+    projected. Attention is run once more, under autograd where there are no kernels: it has no weights and is a small
+    part of the work."""
     layer, queries, keys = weights.layers[index], weights.num_heads, weights.num_heads + weights.num_kv_heads
     projected = qkv_T.view(qkv_T.shape[0], -1, weights.head_dim)
     placed = projected.clone()
     place_heads_(weights, layer, placed, rotary)
-    with torch.enable_grad():
-        leaf = placed.requires_grad_()
-        attended = attend(layout, index, leaf, weights.num_heads, weights.num_kv_heads, weights.scale)
-    d_attended = _project_back(layer.out, attended.detach(), d_middle)
-    (grad,) = torch.autograd.grad(attended, leaf, d_attended)
+    if isinstance(layout, SegmentLayout) and kernels.suit(placed):
+        shape = (weights.num_heads, weights.num_kv_heads, weights.scale)
+        d_attended = _project_back(layer.out, kernels.attention(placed, layout.for_kernels, *shape), d_middle)
+        grad = kernels.attention_backward(placed, layout.for_kernels, *shape, d_attended)
+    else:
+        with torch.enable_grad():
+            leaf = placed.requires_grad_()
+            attended = attend(layout, index, leaf, weights.num_heads, weights.num_kv_heads, weights.scale)
+        d_attended = _project_back(layer.out, attended.detach(), d_middle)
+        (grad,) = torch.autograd.grad(attended, leaf, d_attended)
     rotary.turn_(grad[:, :keys], back=True)
     if layer.head_norms is not None:
         for part, norm in zip((slice(queries), slice(queries, keys)), layer.head_norms, strict=True):

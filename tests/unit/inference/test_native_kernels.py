@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from chatgrpo.inference import products
+from chatgrpo.inference.attention import SegmentLayout
 from chatgrpo.inference.engine import GenerationRequest, SamplingParams
 from chatgrpo.inference.kv_cache import DecodeLayout, KVCache, Prefix
-from chatgrpo.inference.llama_forward import forward
+from chatgrpo.inference.llama_forward import attend, forward
 from chatgrpo.inference.llama_weights import LlamaWeights
 from chatgrpo.inference.loading import LoadedModel
 from chatgrpo.inference.native import build, kernels
@@ -194,3 +195,28 @@ def test_a_compiler_that_fails_is_named(
 def test_the_variable_switches_them_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHATGRPO_NATIVE", "0")
     assert build.library.__wrapped__() is None
+
+
+@needs_kernels
+@pytest.mark.parametrize("dim", [16, 20, 64])
+@pytest.mark.parametrize("group", [1, 3])
+def test_attention_over_segments_has_the_values_and_gradients_of_torch(
+    without: pytest.MonkeyPatch, dim: int, group: int
+) -> None:
+    torch.manual_seed(5)
+    # Two groups, one continuation of another prompt's kind, lengths around the sizes of tiles and panels.
+    prompts = [range(50), range(50, 57)]
+    segments = [(range(0), prompts[0]), (prompts[0], range(57, 58)), (prompts[0], range(58, 107))]
+    segments += [(range(0), prompts[1]), (prompts[1], range(107, 120)), (prompts[1], range(120, 217))]
+    layout = SegmentLayout(segments)
+    kv_heads = 2
+    qkv = torch.randn(217, (group + 2) * kv_heads, dim).requires_grad_()
+    scale = dim**-0.5
+    d_out = torch.randn(217, group * kv_heads * dim)
+    expected = attend(layout, 0, qkv, group * kv_heads, kv_heads, scale)
+    (d_expected,) = torch.autograd.grad(expected, qkv, d_out)
+    leaf = qkv.detach()
+    found = attend(layout, 0, leaf, group * kv_heads, kv_heads, scale)
+    torch.testing.assert_close(found, expected.detach(), rtol=1e-5, atol=1e-5)
+    d_found = kernels.attention_backward(leaf, layout.for_kernels, group * kv_heads, kv_heads, scale, d_out)
+    torch.testing.assert_close(d_found, d_expected, rtol=1e-4, atol=1e-5)

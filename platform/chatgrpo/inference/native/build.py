@@ -72,5 +72,6 @@ def _fingerprint(compiler: str) -> str:
         for line in (cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else [])
         if line.startswith(("flags", "Features", "cpu family", "model\t"))
     ]
-    facts = [_SOURCE.read_bytes(), " ".join(_FLAGS).encode(), version, platform.machine().encode()]
+    sources = [path.read_bytes() for path in sorted(_SOURCE.parent.iterdir()) if path.suffix in {".h", ".cpp"}]
+    facts = [*sources, " ".join(_FLAGS).encode(), version, platform.machine().encode()]
     return hashlib.sha256(b"\0".join([*facts, *sorted({f.encode() for f in flags})])).hexdigest()[:24]

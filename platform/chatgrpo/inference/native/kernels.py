@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -62,7 +64,7 @@ class Panels:
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """What adapters add to a product, see kernels.cpp. `mask`: rows x outputs of `low`, read at each step."""
+    """What adapters add to a product, see products.h. `mask`: rows x outputs of `low`, read at each step."""
 
     low: Panels
     high: Panels
@@ -121,6 +123,68 @@ def linear(x_TI: Tensor, weight: Panels, bias_O: Tensor | None = None, other_TO:
         torch.get_num_threads(),
     )
     return y_TO
+
+
+@dataclass(frozen=True, slots=True)
+class Segments:
+    """`table_S4`: (prefix start, prefix length, start, length) of each, int64; those from `clusters[c]` to
+    `clusters[c + 1]` have one prefix or are it."""
+
+    table_S4: Tensor
+    clusters: Tensor
+
+    @staticmethod
+    def of(segments: Sequence[tuple[range, range]]) -> Segments:
+        clusters: dict[int, list[tuple[int, int, int, int]]] = {}
+        for prefix, tokens in segments:
+            row = (prefix.start if len(prefix) else 0, len(prefix), tokens.start, len(tokens))
+            clusters.setdefault(prefix.start if len(prefix) else tokens.start, []).append(row)
+        ends = list(accumulate((len(c) for c in clusters.values()), initial=0))
+        table = [row for cluster in clusters.values() for row in cluster]
+        return Segments(torch.tensor(table, dtype=torch.int64), torch.tensor(ends, dtype=torch.int64))
+
+
+def attention(qkv_THD: Tensor, segments: Segments, num_heads: int, num_kv_heads: int, scale: float) -> Tensor:
+    """Queries, keys and values of all tokens, rotated -> T(HD), see `SegmentLayout`."""
+    out_THD = torch.empty(qkv_THD.shape[0], num_heads * qkv_THD.shape[2])
+    _attention(qkv_THD, segments, num_heads, num_kv_heads, scale, out_THD, None, None)
+    return out_THD
+
+
+def attention_backward(
+    qkv_THD: Tensor, segments: Segments, num_heads: int, num_kv_heads: int, scale: float, d_out_THD: Tensor
+) -> Tensor:
+    """The gradient by `qkv_THD` of `attention`."""
+    d_qkv_THD = torch.zeros_like(qkv_THD)
+    _attention(qkv_THD, segments, num_heads, num_kv_heads, scale, None, d_out_THD.contiguous(), d_qkv_THD)
+    return d_qkv_THD
+
+
+def _attention(
+    qkv_THD: Tensor,
+    segments: Segments,
+    num_heads: int,
+    num_kv_heads: int,
+    scale: float,
+    out: Tensor | None,
+    d_out: Tensor | None,
+    d_qkv: Tensor | None,
+) -> None:
+    assert qkv_THD.is_contiguous()
+    _library().chatgrpo_attention(
+        ctypes.c_void_p(qkv_THD.data_ptr()),
+        ctypes.c_int64(num_heads),
+        ctypes.c_int64(num_kv_heads),
+        ctypes.c_int64(qkv_THD.shape[2]),
+        ctypes.c_float(scale),
+        ctypes.c_void_p(segments.table_S4.data_ptr()),
+        ctypes.c_void_p(segments.clusters.data_ptr()),
+        ctypes.c_int64(segments.clusters.numel() - 1),
+        ctypes.c_void_p(pointer(out)),
+        ctypes.c_void_p(pointer(d_out)),
+        ctypes.c_void_p(pointer(d_qkv)),
+        torch.get_num_threads(),
+    )
 
 
 def gated(gate_up_TF: Tensor) -> Tensor:

@@ -1,0 +1,84 @@
+// Vectors of float32 as wide as the processor's, and what is computed on them.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+// A tile of MR rows and three vectors of outputs keeps its sums in registers: 24 of 32, or 12 of 16.
+#if defined(__AVX512F__)
+constexpr int VW = 16, MR = 8;
+#elif defined(__AVX__)
+constexpr int VW = 8, MR = 4;
+#elif defined(__aarch64__)
+constexpr int VW = 4, MR = 8;
+#else
+constexpr int VW = 4, MR = 4;
+#endif
+constexpr int NV = 3, NR = NV * VW;
+// Rows that go through all panels together: their inputs stay in the second-level cache.
+constexpr int64_t ROWS_AT_ONCE = 128;
+
+typedef float vec __attribute__((vector_size(VW * 4), aligned(4), may_alias));
+typedef int32_t ivec __attribute__((vector_size(VW * 4), aligned(4), may_alias));
+
+inline vec load(const float* p) { return *reinterpret_cast<const vec*>(p); }
+inline void store(float* p, vec v) { *reinterpret_cast<vec*>(p) = v; }
+inline vec splat(float s) { return s - vec{}; }
+
+inline float sum(vec v) {
+  float total = 0;
+  for (int half = VW / 2; half; half /= 2) {
+    ivec order;
+    for (int i = 0; i < VW; ++i) order[i] = i ^ half;
+    v += __builtin_shuffle(v, order);
+  }
+  total = v[0];
+  return total;
+}
+
+// Lane i of the result is the sum of v[i]; `v` is used up. A tree of pairs: a sum costs three instructions.
+inline vec sums(vec (&v)[VW]) {
+  ivec even, odd;
+  for (int i = 0; i < VW; ++i) even[i] = 2 * i, odd[i] = 2 * i + 1;
+#pragma GCC unroll 8
+  for (int count = VW; count > 1; count /= 2)
+#pragma GCC unroll 8
+    for (int i = 0; i < count / 2; ++i)
+      v[i] = __builtin_shuffle(v[2 * i], v[2 * i + 1], even) + __builtin_shuffle(v[2 * i], v[2 * i + 1], odd);
+  return v[0];
+}
+
+inline float largest(vec v) {
+  float m = v[0];
+  for (int i = 1; i < VW; ++i) m = std::max(m, v[i]);
+  return m;
+}
+
+// exp by 2^n e^r, |r| <= ln 2 / 2, Taylor of degree 7: within 2 ulp; 0 below -87, as float32 nearly is.
+inline vec exp_(vec x) {
+  const vec low = splat(-87.0f), high = splat(88.0f);
+  const auto is_low = x < low;
+  x = is_low ? low : x;
+  x = x > high ? high : x;
+  const vec magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer in the lowest bits
+  const vec shifted = x * 1.44269504f + magic;
+  const vec n = shifted - magic;
+  const vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  vec p = splat(1.0f / 5040);
+  p = p * r + 1.0f / 720;
+  p = p * r + 1.0f / 120;
+  p = p * r + 1.0f / 24;
+  p = p * r + 1.0f / 6;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  const ivec power = ((ivec)shifted - 0x4B400000 + 127) << 23;
+  return is_low ? vec{} : p * (vec)power;
+}
+
+}  // namespace
