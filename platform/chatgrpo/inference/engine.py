@@ -101,7 +101,7 @@ class Engine(Protocol):
         ...
 
     def step(self) -> list[TokenEvent]:
-        """Admits what fits, advances every running request by one token."""
+        """Admits what fits, advances every running request by one token or more."""
         ...
 
 

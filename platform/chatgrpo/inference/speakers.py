@@ -29,16 +29,20 @@ _READS = 3
 class _Base:
     """A loaded model with its engine, as several speakers share it."""
 
-    def __init__(self, loaded: LoadedModel) -> None:
+    def __init__(self, loaded: LoadedModel, *, prefix_bytes: int) -> None:
         self.loaded = loaded
         # The model's own modules: fused weights would be a copy of what is mapped from its file and shared.
-        self.engine = TorchEngine(loaded.model, loaded.template)
+        self.engine = TorchEngine(loaded.model, loaded.template, prefix_bytes=prefix_bytes, drafts=True)
 
 
 class Speakers:
-    """`load`, `base_of` and `revision` for a `ChatRunner`; one load at a time."""
+    """`load`, `base_of` and `revision` for a `ChatRunner`; one load at a time. `prefix_bytes`: of each base, see
+    `TorchEngine`."""
 
-    def __init__(self, *, models_dir: Path, runs_dir: Path, dtype: torch.dtype, device: str) -> None:
+    def __init__(
+        self, *, models_dir: Path, runs_dir: Path, dtype: torch.dtype, device: str, prefix_bytes: int = 0
+    ) -> None:
+        self._prefix_bytes = prefix_bytes
         self._runs_dir = runs_dir
         self._load = partial(load, models_dir=models_dir, runs_dir=runs_dir, dtype=dtype, device=device)
         self._bases: weakref.WeakValueDictionary[str, _Base] = weakref.WeakValueDictionary()
@@ -85,7 +89,7 @@ class Speakers:
 
     def _base(self, name: str) -> _Base:
         if (base := self._bases.get(name)) is None:
-            self._bases[name] = base = _Base(self._load(name))
+            self._bases[name] = base = _Base(self._load(name), prefix_bytes=self._prefix_bytes)
         return base
 
     def _speaker(self, base: _Base, version: str, adapter: LoraAdapter | None = None) -> Speaker:

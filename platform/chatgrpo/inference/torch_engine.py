@@ -12,8 +12,9 @@ made once for all rows. Every version of an adapter has caches of its own.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
@@ -27,16 +28,17 @@ from chatgrpo.inference.adapted_weights import AdaptedWeights
 from chatgrpo.inference.adapter_hooks import AdapterHooks
 from chatgrpo.inference.adapters import LoraAdapter, RowAdapters
 from chatgrpo.inference.chat_template import ChatTemplate
+from chatgrpo.inference.drafts import MAX_ROWS, Drafter, DraftFacts, StepCosts, decide
 from chatgrpo.inference.engine import FinishReason, GenerationRequest, TokenEvent
+from chatgrpo.inference.finishing import check_prompt, finish_reason
 from chatgrpo.inference.kv_cache import DecodeLayout, KVCache, PrefillLayout, Prefix, Prompt, SavedRow
 from chatgrpo.inference.llama_forward import forward
 from chatgrpo.inference.llama_weights import LlamaWeights
+from chatgrpo.inference.prefix_store import Computed, PrefixStore
 from chatgrpo.inference.sampling import Sampled, sample
 
 # Prompt tokens of one prefill forward: bounds its activations and how long running rows wait for newcomers.
 _PREFILL_TOKENS = 2048
-# Stop strings are looked for in the text of this many last tokens.
-_STOP_WINDOW = 32
 # From this many tokens on, a prompt of several rows is held once: shorter ones are faster as part of dense rows.
 _SHARED_PREFIX_TOKENS = 192
 
@@ -59,6 +61,7 @@ class _Row:
     adapter: LoraAdapter | None
     tape: ActivationTape | None
     uniforms: list[float]
+    drafter: Drafter | None = None
     prefix: Prefix | None = None
     length: int = 0
     last: int = -1
@@ -102,7 +105,11 @@ class _Prefill:
 
 
 class TorchEngine:
-    """Implements `Engine`. Not thread-safe: one thread adds, steps and cancels."""
+    """Implements `Engine`. Not thread-safe: one thread adds, steps and cancels.
+
+    `prefix_bytes`: memory for what prompts begin with, so that it is computed once. `drafts`: with few rows, steps
+    verify guesses of what comes next where that pays by `clock` (seconds), and then say several tokens. Neither changes
+    what is said, and both rest while a tape is recorded."""
 
     def __init__(
         self,
@@ -112,12 +119,15 @@ class TorchEngine:
         max_batch_size: int = 64,
         weight_version: int = 0,
         weights: LlamaWeights | None = None,
+        prefix_bytes: int = 0,
+        drafts: bool = False,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._model = model
         self._weights = weights
         self._template = template
         self._max_batch_size = max_batch_size
-        self._max_length = int(model.config.max_position_embeddings)
+        self.context_window = int(model.config.max_position_embeddings)
         self._device = next(model.parameters()).device
         self._cache = KVCache(model.config.num_hidden_layers, next(model.parameters()).dtype, self._device)
         self._waiting: deque[_Waiting] = deque()
@@ -127,6 +137,9 @@ class TorchEngine:
         self._adapters: dict[str, LoraAdapter] = {}
         self._beside: AdaptedWeights | AdapterHooks | None = None  # made for the first adapter
         self._tapes: dict[str | None, ActivationTape] = {}
+        self._known_prefixes = PrefixStore(prefix_bytes)
+        self._drafts, self._clock = drafts, clock
+        self._costs = StepCosts()
 
     @property
     def weight_version(self) -> int:
@@ -141,6 +154,7 @@ class TorchEngine:
         assert not self.has_work, "weights may change only between generations"
         self._weight_version = version
         self._kept.clear()
+        self._known_prefixes.clear()
         self._cache.release()
         if self._weights is not None:
             self._weights.release()
@@ -157,6 +171,10 @@ class TorchEngine:
         """Forgets an adapter and its kept conversations; requests that are here already end as they began."""
         if (old := self._adapters.pop(name, None)) is not None:
             self._kept = {request_id: kept for request_id, kept in self._kept.items() if kept.adapter is not old}
+            self._known_prefixes.forget(old)
+
+    def close(self) -> None:
+        """Nothing is held but memory."""
 
     @contextlib.contextmanager
     def recording(self, tape: ActivationTape | None, adapter: str | None = None) -> Iterator[None]:
@@ -170,13 +188,7 @@ class TorchEngine:
             self._tapes.pop(adapter, None)
 
     def add(self, request: GenerationRequest) -> None:
-        length = len(request.prompt_ids)
-        if not length:
-            raise InvalidRequest("prompt is empty; give at least one token", "prompt")
-        if length >= self._max_length:
-            raise InvalidRequest(
-                f"prompt of {length} tokens leaves no room in the context window of {self._max_length}", "prompt"
-            )
+        check_prompt(len(request.prompt_ids), self.context_window)
         if request.adapter is not None and request.adapter not in self._adapters:
             known = ", ".join(sorted(self._adapters)) or "none"
             raise InvalidRequest(f"no adapter is called {request.adapter!r}; there are: {known}", "adapter")
@@ -209,7 +221,7 @@ class TorchEngine:
         while self._waiting and room:
             waiting = self._waiting[0]
             request = waiting.request
-            kept = self._kept_for(waiting)
+            kept = self._kept_for(waiting) or self._known(waiting)
             new_ids = request.prompt_ids[len(kept.token_ids) if kept else 0 :]
             shares = bool(prefills) and kept is None and prefills[-1].serves(new_ids, waiting)
             if not shares and prefills and num_tokens + len(new_ids) > _PREFILL_TOKENS:
@@ -220,7 +232,9 @@ class TorchEngine:
             if not shares:
                 prefills.append(_Prefill(new_ids, [], kept))
                 num_tokens += len(new_ids)
-            prefills[-1].rows.append(_Row(request, waiting.adapter, waiting.tape, _uniforms(request)))
+            drafter = Drafter(request.prompt_ids) if self._drafts else None
+            row = _Row(request, waiting.adapter, waiting.tape, _uniforms(request), drafter)
+            prefills[-1].rows.append(row)
             room -= 1
         return self._prefill(prefills)
 
@@ -232,6 +246,22 @@ class TorchEngine:
         if request.prompt_ids[: len(kept.token_ids)] != kept.token_ids:
             return None
         return kept if len(request.prompt_ids) > len(kept.token_ids) else None
+
+    def _known(self, waiting: _Waiting) -> _Kept | None:
+        """What other requests computed of this one."""
+        if waiting.tape is not None:
+            return None
+        found = self._known_prefixes.find(waiting.adapter, waiting.request.prompt_ids)
+        if found is None:
+            return None
+        return _Kept(found.token_ids, waiting.adapter, None, SavedRow(found.keys, found.values), None)
+
+    def _remember(self, index: int, row: _Row) -> None:
+        """For requests that begin like this one."""
+        is_current = row.adapter is None or self._adapters.get(row.request.adapter or "") is row.adapter
+        if self._known_prefixes.max_bytes and is_current and row.tape is None and row.prefix is None:
+            saved = self._cache.save(index, row.length)
+            self._known_prefixes.put(row.adapter, Computed(row.computed_ids, saved.keys, saved.values))
 
     def _prefill(self, prefills: list[_Prefill]) -> list[TokenEvent]:
         first = len(self._rows)
@@ -255,6 +285,8 @@ class TorchEngine:
             recorder=recorder,
             keep=torch.tensor([p.tokens.stop - 1 for p in prompts], device=self._device),
         )
+        for prompt in prompts:
+            self._remember(prompt.rows.start, self._rows[prompt.rows.start])
         repeats = torch.tensor([len(p.rows) for p in prefills], device=self._device)
         return self._sample(first, logits.repeat_interleave(repeats, 0))
 
@@ -279,6 +311,57 @@ class TorchEngine:
 
     def _decode(self) -> list[TokenEvent]:
         self._reserve()
+        num_rows = len(self._rows)
+        if not self._drafts or num_rows > MAX_ROWS or any(row.tape is not None for row in self._rows):
+            return self._decode_next()
+        began = self._clock()
+        drafts = [row.drafter.propose(self._room(row) - 1) if row.drafter else () for row in self._rows]
+        expected = [
+            row.drafter.expected for row, draft in zip(self._rows, drafts, strict=True) if row.drafter and draft
+        ]
+        if decide(DraftFacts(num_rows=num_rows, expected=tuple(expected), cost=self._costs.cost(num_rows))):
+            events = self._decode_drafts(drafts)
+            self._costs.drafted(num_rows, self._clock() - began)
+        else:
+            events = self._decode_next()
+            self._costs.plain(num_rows, self._clock() - began)
+        return events
+
+    def _decode_drafts(self, drafts: Sequence[tuple[int, ...]]) -> list[TokenEvent]:
+        """One forward over each row's last token and its draft. A position after one where something else was sampled
+        than the draft says was computed in vain; the cache forgets it as it is written over."""
+        ids: list[int] = []
+        positions: list[int] = []
+        prompts: list[Prompt] = []
+        ahead: list[tuple[_Row, int]] = []
+        for index, (row, draft) in enumerate(zip(self._rows, drafts, strict=True)):
+            tokens = range(len(ids), len(ids) + 1 + len(draft))
+            ids += [row.last, *draft]
+            positions += range(row.length, row.length + len(tokens))
+            prompts.append(Prompt(tokens, range(index, index + 1), past=row.own_length, prefix=row.prefix))
+            ahead += [(row, i) for i in range(len(tokens))]
+        logits = self._forward(
+            torch.tensor(ids, device=self._device),
+            torch.tensor(positions, device=self._device),
+            PrefillLayout(self._cache, prompts),
+            [(row.adapter, len(prompt.tokens)) for row, prompt in zip(self._rows, prompts, strict=True)],
+            recorder=None,
+        )
+        sampled = self._draw(ahead, logits)
+        said, logprobs = sampled.tokens_N.tolist(), sampled.logprobs_N.tolist()
+        events, finished = [], []
+        for index, (row, draft, prompt) in enumerate(zip(list(self._rows), drafts, prompts, strict=True)):
+            for i, place in enumerate(prompt.tokens):
+                row.length += 1
+                events.append(self._tell(index, row, said[place], logprobs[place]))
+                if events[-1].finish_reason is not None:
+                    finished.append(index)
+                if events[-1].finish_reason is not None or draft[i : i + 1] != (said[place],):
+                    break
+        self._remove(finished)
+        return events
+
+    def _decode_next(self) -> list[TokenEvent]:
         # A row that missed the tape once is computed again as a whole: nothing more is kept for its sake.
         recorder, slots = self._record([(None if row.slots is None else row.tape, 1) for row in self._rows])
         layout = DecodeLayout(
@@ -375,9 +458,14 @@ class TorchEngine:
         logits: Tensor = out.logits[0]
         return logits
 
+    def _room(self, row: _Row) -> int:
+        """Tokens that the row may still say."""
+        said = len(row.generated)
+        return min(row.request.params.max_tokens - said, self.context_window - len(row.request.prompt_ids) - said)
+
     def _reserve(self) -> None:
         # The final length, not the present one: growing in the middle of a generation would copy the whole cache.
-        length = max(_final_length(row, self._max_length) for row in self._rows)
+        length = max(_final_length(row, self.context_window) for row in self._rows)
         self._cache.reserve(len(self._rows), length + 1)
 
     # Sampling
@@ -385,7 +473,7 @@ class TorchEngine:
     def _sample(self, first: int, logits: Tensor) -> list[TokenEvent]:
         """Samples for the rows from `first` on, tells their tokens and drops the finished."""
         rows = self._rows[first:]
-        sampled = self._draw(rows, logits)
+        sampled = self._draw([(row, 0) for row in rows], logits)
         if sampled.entropies_N is not None:
             for row, entropy in zip(rows, sampled.entropies_N.tolist(), strict=True):
                 if row.tape is not None and row.slots:
@@ -393,18 +481,25 @@ class TorchEngine:
         events, finished = [], []
         tokens, logprobs = sampled.tokens_N.tolist(), sampled.logprobs_N.tolist()
         for index, (row, token, logprob) in enumerate(zip(rows, tokens, logprobs, strict=True), start=first):
-            row.last = token
-            row.generated.append(token)
-            reason = self._finish_reason(row)
-            if reason is not None:
+            events.append(self._tell(index, row, token, logprob))
+            if events[-1].finish_reason is not None:
                 finished.append(index)
-                self._leave(index, row)
-            events.append(TokenEvent(row.request.request_id, token, logprob, reason))
         self._remove(finished)
         return events
 
-    def _draw(self, rows: Sequence[_Row], logits: Tensor) -> Sampled:
-        params = [row.request.params for row in rows]
+    def _tell(self, index: int, row: _Row, token: int, logprob: float) -> TokenEvent:
+        row.last = token
+        row.generated.append(token)
+        if row.drafter is not None:
+            row.drafter.said(token)
+        reason = self._finish_reason(row)
+        if reason is not None:
+            self._leave(index, row)
+        return TokenEvent(row.request.request_id, token, logprob, reason)
+
+    def _draw(self, ahead: Sequence[tuple[_Row, int]], logits: Tensor) -> Sampled:
+        """`ahead`: whose next token each of the logits leads to, and how many come before it."""
+        params = [row.request.params for row, _ in ahead]
 
         def column(values: Sequence[float]) -> Tensor:
             return torch.tensor(values, dtype=torch.float32, device=self._device)
@@ -414,21 +509,18 @@ class TorchEngine:
             temperature_N=column([p.temperature for p in params]),
             top_p_N=column([p.top_p for p in params]),
             top_k_N=torch.tensor([p.top_k for p in params], device=self._device),
-            uniform_N=column([row.uniforms[len(row.generated)] for row in rows]),
-            with_entropy=any(row.tape is not None for row in rows),
+            uniform_N=column([row.uniforms[len(row.generated) + before] for row, before in ahead]),
+            with_entropy=any(row.tape is not None for row, _ in ahead),
         )
 
     def _finish_reason(self, row: _Row) -> FinishReason | None:
-        params = row.request.params
-        if row.last in self._template.eos_ids and not params.ignore_eos:
-            return FinishReason.STOP
-        if params.stop:
-            text = self._template.decode(row.generated[-_STOP_WINDOW:])
-            if any(s in text for s in params.stop):
-                return FinishReason.STOP
-        if len(row.generated) >= params.max_tokens or row.length + 1 >= self._max_length:
-            return FinishReason.LENGTH
-        return None
+        return finish_reason(
+            row.generated,
+            row.request.params,
+            self._template,
+            num_prompt_tokens=len(row.request.prompt_ids),
+            window=self.context_window,
+        )
 
     def _leave(self, index: int, row: _Row) -> None:
         """Keeps what a finished row computed, for the update and for the rest of its conversation."""
@@ -438,6 +530,7 @@ class TorchEngine:
         if row.request.keep:
             saved = self._cache.save(index, row.own_length)
             self._kept[row.request.request_id] = _Kept(ids, row.adapter, row.prefix, saved, row.slots)
+        self._remember(index, row)
 
     def _remove(self, indices: list[int]) -> None:
         """Takes rows out of the batch; the last rows move into the holes, so that rows stay dense."""
