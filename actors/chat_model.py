@@ -39,6 +39,15 @@ MAX_ONGOING = 64
 
 def speakers(platform: PlatformConfig) -> Speakers:
     """Loads models by name, on the GPU if the replica has one."""
+    if platform.chat_engine == "vllm":
+        from chatgrpo.inference.vllm_speakers import VllmSpeakers
+
+        return VllmSpeakers(
+            platform.vllm,
+            models_dir=platform.models_dir,
+            runs_dir=platform.runs_dir,
+            num_adapters=platform.max_adapters_per_replica,
+        )
     import torch
 
     from chatgrpo.inference.speakers import Speakers
@@ -49,6 +58,7 @@ def speakers(platform: PlatformConfig) -> Speakers:
         runs_dir=platform.runs_dir,
         dtype=torch.bfloat16 if on_gpu and torch.cuda.is_bf16_supported() else torch.float32,
         device="cuda" if on_gpu else "cpu",
+        prefix_bytes=platform.chat_prefix_mb * 1_000_000,
     )
 
 

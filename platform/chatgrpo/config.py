@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from chatgrpo.errors import InvalidRequest
 from chatgrpo.gateway.config import GatewayConfig
+from chatgrpo.inference.vllm_config import VllmConfig
 from chatgrpo.monitoring.advice_config import AdviceConfig
 from chatgrpo.state.config import StateConfig
 
@@ -78,6 +79,16 @@ class PlatformConfig(BaseSettings):
     max_models_per_replica: int = Field(2, ge=1, description="Models one chat replica keeps loaded (least recent out).")
     max_adapters_per_replica: int = Field(
         16, ge=1, description="Jobs' LoRA adapters it keeps on them; they share the weights of their base."
+    )
+    chat_engine: Literal["torch", "vllm"] = Field(
+        "torch", description="What writes replies: ours, or vLLM in a process beside the replica (for GPU nodes)."
+    )
+    vllm: VllmConfig = Field(
+        default_factory=VllmConfig,
+        description="Read with chat_engine vllm; each loaded model has its own share of the memory.",
+    )
+    chat_prefix_mb: int = Field(
+        256, ge=0, description="Memory of each loaded model for what prompts begin with, so that it is computed once."
     )
     chat_threads: int = Field(1, ge=1, description="CPU threads of one chat replica.")
     chat_weight: float = Field(

@@ -34,6 +34,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 ALLOWED = {
     # The platform's settings hold those of its chapters.
     ("config", "chatgrpo.gateway.config"),
+    ("config", "chatgrpo.inference.vllm_config"),
     ("config", "chatgrpo.state.config"),
     ("config", "chatgrpo.monitoring.advice_config"),
     # A job request and a YAML file are the same object.

@@ -19,6 +19,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
@@ -65,26 +66,39 @@ def load(
 
         merged = PeftModel.from_pretrained(base.model, ref.adapter).merge_and_unload()
         return LoadedModel(name, merged.eval(), base.template)
-    folder = _folder(ref, models_dir)
+    folder = model_folder(ref, models_dir)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=ATTENTION)
-    return LoadedModel(name, model.to(device).eval(), ChatTemplate(tokenizer, _eos_ids(model)))
+    return LoadedModel(
+        name, model.to(device).eval(), ChatTemplate(tokenizer, _eos_ids(model.config, model.generation_config))
+    )
 
 
 def model_config(name: str, models_dir: Path) -> dict[str, Any]:
     """The fields of a base model's `config.json`. Raises what `models.find` raises."""
-    config: dict[str, Any] = AutoConfig.from_pretrained(_folder(models.find(name), models_dir)).to_dict()
+    config: dict[str, Any] = AutoConfig.from_pretrained(model_folder(models.find(name), models_dir)).to_dict()
     return config
 
 
-def _eos_ids(model: Any) -> list[int] | None:
-    eos = model.generation_config.eos_token_id if model.generation_config else None
-    eos = model.config.eos_token_id if eos is None else eos
+def load_template(folder: Path | str) -> ChatTemplate:
+    """The chat template of the model in a folder, without its weights."""
+    config = AutoConfig.from_pretrained(folder)
+    try:
+        generation: Any = GenerationConfig.from_pretrained(folder)
+    except OSError:  # the file is optional
+        generation = None
+    return ChatTemplate(AutoTokenizer.from_pretrained(folder), _eos_ids(config, generation))
+
+
+def _eos_ids(config: Any, generation: Any) -> list[int] | None:
+    eos = generation.eos_token_id if generation else None
+    eos = config.eos_token_id if eos is None else eos
     return None if eos is None else [eos] if isinstance(eos, int) else list(eos)
 
 
-def _folder(ref: ModelRef, models_dir: Path) -> Path | str:
+def model_folder(ref: ModelRef, models_dir: Path) -> Path | str:
+    """Folder or hub id of a model's whole weights; `ref` is no adapter."""
     if ref.source is Source.BUILT_IN:
         makers: dict[str, Callable[[Path], None]] = {models.SMOLLM2: _make_smollm2, models.TINY: _make_tiny}
         return _made_once(models_dir / ref.name, makers[ref.name])

@@ -137,6 +137,9 @@ class MemberEngine:
             self._adapter = LoraAdapter(self._adapter.layers)
             self._shared._engine.set_adapter(self._name, self._adapter)
 
+    def close(self) -> None:
+        """`SharedEngine.leave` forgets it."""
+
     @contextlib.contextmanager
     def recording(self, tape: ActivationTape | None) -> Iterator[None]:
         """As `TorchEngine.recording`, for what this member asks."""

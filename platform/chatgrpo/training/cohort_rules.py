@@ -17,6 +17,7 @@ def check_cohort(configs: Sequence[TrainConfig]) -> None:
             raise InvalidRequest(f"{config.model!r} and {configs[0].model!r} are two bases; share one", "model")
         unshared: dict[str, bool] = {
             "num_workers": config.num_workers > 1,
+            "engine": config.engine != "torch",
             "deepspeed": config.deepspeed is not None,
             "gradient_checkpointing": config.gradient_checkpointing,
             "fast_path": not config.fast_path,

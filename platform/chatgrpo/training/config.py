@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from chatgrpo.config import Strict
 from chatgrpo.environments.config import EnvironmentConfig, ReasoningGymConfig
+from chatgrpo.inference.vllm_config import VllmConfig
 from chatgrpo.rewards.config import RewardConfig, VerifierReward
 
 
@@ -97,6 +98,10 @@ class TrainConfig(Strict):
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling; 1 is off.")
     top_k: int = Field(0, ge=0, description="Top-k sampling; 0 is off.")
     stop: list[str] = Field(default_factory=list, description="Strings that end a reply.")
+    engine: Literal["torch", "vllm"] = Field(
+        "torch", description="What generates: ours, in the worker's own process, or vLLM beside it (for GPU clusters)."
+    )
+    vllm: VllmConfig = Field(default_factory=VllmConfig, description="Read with engine vllm.")
     rollout_batch_size: int = Field(64, ge=1, description="Episodes that are decoded at once on one worker.")
     reward_timeout_s: float = Field(30.0, gt=0, description="A reward that takes longer counts as failed.")
     environment_timeout_s: float = Field(
@@ -229,6 +234,11 @@ class TrainConfig(Strict):
     max_runtime_hours: float | None = Field(None, gt=0, description="The run is stopped after this long.")
 
     @property
+    def tape_gb(self) -> float:
+        """Memory for activations of the rollout; only our engine leaves any."""
+        return self.reuse_activations_gb if self.engine == "torch" else 0.0
+
+    @property
     def ratio_level(self) -> Literal["token", "sequence"]:
         """Level of the importance ratio that the loss really uses."""
         return "sequence" if self.loss_type == "gspo" else self.importance_sampling_level
@@ -275,6 +285,29 @@ class TrainConfig(Strict):
             raise ValueError(
                 "overlong_buffer: gdpo normalises each reward of the rubric apart, a penalty on their sum has no "
                 "effect; add a length reward to the rubric"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _engine_is_honoured(self) -> Self:
+        fields = type(self).model_fields
+        if self.engine == "torch":
+            if self.vllm != VllmConfig():
+                raise ValueError("vllm: engine torch does not read it; remove it, or write engine: vllm")
+            return self
+        if self.reuse_activations_gb not in (0, fields["reuse_activations_gb"].default):
+            raise ValueError("reuse_activations_gb: vLLM leaves no activations; write 0 or remove it")
+        if self.deepspeed is not None:
+            raise ValueError("deepspeed: its weights do not reach vLLM yet; remove it, or write engine: torch")
+        if self.temperature != 1 and (self.top_p < 1 or self.top_k):
+            raise ValueError(
+                f"temperature: {self.temperature}, but with top_p or top_k vLLM tells log-probabilities only for 1; "
+                "write 1, turn top_p and top_k off, or write engine: torch"
+            )
+        if self.vllm.context_window is not None and self.vllm.context_window < self.max_episode_length:
+            raise ValueError(
+                f"vllm.context_window: {self.vllm.context_window} is shorter than max_episode_length "
+                f"({self.max_episode_length}); raise it or remove it"
             )
         return self
 

@@ -25,8 +25,7 @@ from chatgrpo.inference.activation_tape import ActivationTape
 from chatgrpo.inference.adapters import adapter_in
 from chatgrpo.inference.llama_weights import LlamaWeights
 from chatgrpo.inference.loading import load
-from chatgrpo.inference.shared_engine import MemberEngine, SharedEngine
-from chatgrpo.inference.torch_engine import TorchEngine
+from chatgrpo.inference.shared_engine import SharedEngine
 from chatgrpo.jobs import checkpoints, divergence, early_stopping
 from chatgrpo.jobs.divergence import Diverged
 from chatgrpo.jobs.run_folder import RunFolder
@@ -51,6 +50,7 @@ from chatgrpo.training.memory_plan import ModelShape, plan
 from chatgrpo.training.optimization import Optimization, TorchOptimization
 from chatgrpo.training.policy import Policy
 from chatgrpo.training.precision import compute_dtype, device_of_rank
+from chatgrpo.training.rollout_engine import RolloutEngine, build_engine
 from chatgrpo.training.scoring import score
 from chatgrpo.training.step_gauge import StepGauge
 from chatgrpo.training.tracking import Trackers
@@ -147,15 +147,10 @@ class Run:
             total_updates=self.total_steps * config.num_iterations,
             turn=shared.turn if shared else contextlib.nullcontext,
         )
-        self.engine: TorchEngine | MemberEngine = (
+        self.engine: RolloutEngine = (
             shared.join(place.run_id, adapter_in(self.policy.causal_lm))
             if shared
-            else TorchEngine(
-                self.policy.causal_lm,
-                self.template,
-                max_batch_size=config.rollout_batch_size,
-                weights=self.policy.weights,
-            )
+            else build_engine(config, self.policy, self.template, models_dir=place.models_dir, run_dir=place.run_dir)
         )
         if self.policy.weights is not None:
             planned = plan(config, ModelShape.from_config(self.policy.causal_lm.config.to_dict()))
@@ -230,6 +225,7 @@ class Run:
 
     def close(self, *, succeeded: bool) -> None:
         self.rewards.close()
+        self.engine.close()
         if self.trackers:
             self.trackers.close(succeeded=succeeded)
 
@@ -414,8 +410,8 @@ def _policy(model: Any, config: TrainConfig, dtype: torch.dtype, base: LlamaWeig
         fused=config.fast_path and config.deepspeed is None and not config.gradient_checkpointing,
         base=base,
     )
-    if policy.weights is not None and config.reuse_activations_gb:
-        max_tokens = int(config.reuse_activations_gb * 1e9 / ActivationTape.bytes_per_token(policy.weights))
+    if policy.weights is not None and config.tape_gb:
+        max_tokens = int(config.tape_gb * 1e9 / ActivationTape.bytes_per_token(policy.weights))
         policy.tape = ActivationTape(policy.weights, max_tokens=max_tokens)
     return policy
 

@@ -117,7 +117,7 @@ def plan(config: TrainConfig, shape: ModelShape) -> MemoryPlan:
     packed = prompts * config.max_prompt_length + rows * config.max_completion_length
     trainable = shape.lora_parameters(config.lora.r) if config.lora else shape.parameters
     micro = min(packed, config.micro_batch_tokens)
-    kept = min(packed, int(config.reuse_activations_gb * 1e9 / shape.tape_bytes_per_token))
+    kept = min(packed, int(config.tape_gb * 1e9 / shape.tape_bytes_per_token))
     # What is not kept is computed again, one micro-batch at a time.
     tape_tokens = kept if kept == packed else kept + micro
     moments = 2 if config.optimizer == "adamw" else 0
@@ -129,7 +129,8 @@ def plan(config: TrainConfig, shape: ModelShape) -> MemoryPlan:
         packed_in_update=packed_weights if kept < packed or config.num_iterations > 1 else 0,
         optimizer=_FLOAT * moments * trainable,
         activations=tape_tokens * shape.tape_bytes_per_token,
-        cache=_cache_bytes(config, shape, rows),
+        # vLLM holds weights and cache of its own, of the size that `vllm` says, in another process.
+        cache=_cache_bytes(config, shape, rows) if config.engine == "torch" else 0,
         gradients=_FLOAT * trainable,
         workspace=_FLOAT
         * (

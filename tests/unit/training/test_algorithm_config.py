@@ -23,6 +23,11 @@ from chatgrpo.training.config import TrainConfig
         ({"advantage_estimator": "rloo", "scale_rewards": "batch"}, "scale_rewards: rloo"),
         ({"advantage_estimator": "gdpo", "scale_rewards": "none"}, "scale_rewards: gdpo"),
         ({"advantage_estimator": "gdpo", "overlong_buffer": 16}, "overlong_buffer: gdpo"),
+        ({"vllm": {"enforce_eager": True}}, "vllm: engine torch does not read it"),
+        ({"engine": "vllm", "reuse_activations_gb": 1.0}, "reuse_activations_gb: vLLM leaves no activations"),
+        ({"engine": "vllm", "deepspeed": {}}, "deepspeed: its weights do not reach vLLM"),
+        ({"engine": "vllm", "top_k": 5, "temperature": 0.7}, "temperature: 0.7, but with top_p or top_k"),
+        ({"engine": "vllm", "vllm": {"context_window": 1024}}, "vllm.context_window: 1024 is shorter"),
     ],
 )
 def test_refused(kwargs: dict[str, Any], message: str) -> None:
