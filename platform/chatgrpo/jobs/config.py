@@ -64,7 +64,7 @@ class Autoscaling(Strict):
     """Asks Ray's autoscaler for what the queue needs."""
 
     mode: Literal["off", "dry_run", "on"] = Field("off", description="dry_run only says what it would ask for.")
-    max: Bundle = Field(default_factory=Bundle, description="The cluster at its largest; empty: as it is now.")
+    max: Bundle = Field(default_factory=Bundle, description="The cluster at its largest; an empty part is not bounded.")
     idle_s: float = Field(60.0, ge=0, description="Seconds the queue must have been shorter before asking for less.")
 
 

@@ -248,6 +248,29 @@ async def test_what_can_never_work_is_refused_at_submit(
     assert s.list(owner=None) == []
 
 
+@pytest.mark.parametrize(("mode", "asked"), [("off", []), ("dry_run", []), ("on", [3, 1])])
+async def test_the_queue_says_what_it_asks_the_cluster_for_and_asks_only_when_told(
+    tmp_path: Path, mode: str, asked: list[int]
+) -> None:
+    class Growing(FakeRay):
+        def ask(self, bundles: list[dict[str, Any]]) -> None:
+            sizes.append(len(bundles))
+
+    sizes: list[int] = []
+    ray, clock = Growing(), FakeClock()
+    autoscaling = {"mode": mode, "max": {"cpus": 8}, "idle_s": 60.0}
+    s = scheduler(JobStore(":memory:"), ray, clock, tmp_path, autoscaling=autoscaling)
+    for name, workers in (("J0", 1), ("J1", 2)):
+        await s.submit(name, {"model": "tiny", "num_workers": workers}, owner="ann")
+    await s.tick()
+    wanted = 0 if mode == "off" else 3
+    assert s.queue()["autoscaling"] == {"mode": mode, "asks_for": [{"CPU": 1.0}] * wanted}
+    s.cancel("J1", owner="ann")
+    clock.advance(61.0)
+    await s.tick()
+    assert sizes == asked
+
+
 async def test_a_hard_quota_refuses_what_it_never_allows(tmp_path: Path) -> None:
     quotas = [{"path": "lab", "limit": {"cpus": 1}}]
     s = scheduler(JobStore(":memory:"), FakeRay(), FakeClock(), tmp_path, quotas=quotas)

@@ -15,12 +15,12 @@ from chatgrpo.jobs.scheduling.pools import Task
 from chatgrpo.jobs.scheduling.preemption import reclaim
 from chatgrpo.jobs.simulation import Load, simulate
 
-OWNERS = ("a/p/u", "a/p/v", "a/q", "b/p", "c")
+OWNERS = ("a/p/u", "a/p/v", "a/q", "b/p", "c", "c")
 QUOTAS = [
     {"path": "a", "guarantee": {"cpus": 4}, "limit": {"cpus": 9}},
     {"path": "a/p", "weight": 2.0, "limit": {"cpus": 7}},
     {"path": "b", "guarantee": {"cpus": 3, "gpus": 1}},
-    {"path": "c", "max_jobs": 2, "limit": {"cpus": 6}},
+    {"path": "c", "max_jobs": 1},
 ]
 NODES = (Amount.of(cpus=4), Amount.of(cpus=4), Amount.of(cpus=4, gpus=2))
 
@@ -28,7 +28,7 @@ NODES = (Amount.of(cpus=4), Amount.of(cpus=4), Amount.of(cpus=4, gpus=2))
 @st.composite
 def loads(draw: st.DrawFn, most: int = 15) -> list[Load]:
     made = []
-    for i in range(draw(st.integers(1, most))):
+    for i in range(draw(st.sampled_from(range(1, most + 1)))):
         cpus, workers = draw(st.integers(1, 3)), draw(st.integers(1, 2))
         gpus = draw(st.sampled_from([0, 0, 0, 1])) if workers == 1 else 0
         elastic = draw(st.booleans())
@@ -155,6 +155,25 @@ def test_nobody_envies_another_by_more_than_one_task(users: list[tuple[int, int]
     for mine, own in zip(tasks, counts, strict=True):
         for theirs, count in zip(tasks, counts, strict=True):
             assert mine.multiples_in(theirs.times(max(0, count - 1))) <= own
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(demands, min_size=2, max_size=4), st.integers(60, 120), st.integers(60, 120))
+def test_nobody_has_less_than_an_equal_part_of_the_cluster_would_give(
+    users: list[tuple[int, int]], cpus: int, memory: int
+) -> None:
+    """Sharing pays: of what a user needs most it holds its part, up to one task of everyone."""
+    book = Book([Amount(cpus, 0, memory)], JobsConfig())
+    for user, (cpu, mem) in enumerate(users):
+        for i in range(121):
+            book.submit(Task(f"{user}-{i}", f"u{user}", Request(Amount(cpu, 0, mem)), submitted_at=0.0))
+
+    plan(book, 0.0)
+
+    for user, (cpu, mem) in enumerate(users):
+        held = len(book.chain(f"u{user}")[-1].held)
+        need, whole = max((cpu, cpus), (mem, memory), key=lambda pair: pair[0] / pair[1])
+        assert held * need >= whole / len(users) - 4 * len(users)
 
 
 @st.composite
