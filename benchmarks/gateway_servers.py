@@ -16,6 +16,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from chatgrpo.config import PlatformConfig
+from chatgrpo.embedded import free_port
 from chatgrpo.gateway.config import GatewayConfig, LimitRule
 from chatgrpo.gateway.ingress import prepare_ingress
 from chatgrpo.inference.deltas import ChatDelta
@@ -89,6 +90,8 @@ def run_serve(port: int, home: Path) -> None:
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(home / "token"), "RAY_USAGE_STATS_ENABLED": "0"}
     (home / "token").write_text("0123456789abcdef" * 4)
     platform = platform_of(home, port)
+    # Another HAProxy of this machine may have the usual ones.
+    os.environ |= {f"RAY_SERVE_HAPROXY_{name}_PORT": str(free_port()) for name in ("METRICS", "STATS")}
     prepare_ingress(platform)
     import ray
     from ray import serve
