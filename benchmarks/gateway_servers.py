@@ -90,6 +90,8 @@ def run_serve(port: int, home: Path) -> None:
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(home / "token"), "RAY_USAGE_STATS_ENABLED": "0"}
     (home / "token").write_text("0123456789abcdef" * 4)
     platform = platform_of(home, port)
+    # Ray would make its workers nicer than the servers that they are compared with.
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (its name)
     # Another HAProxy of this machine may have the usual ones.
     os.environ |= {f"RAY_SERVE_HAPROXY_{name}_PORT": str(free_port()) for name in ("METRICS", "STATS")}
     prepare_ingress(platform)
