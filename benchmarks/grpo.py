@@ -13,7 +13,8 @@ idle while the other works. Times are medians of whole steps, rollout to new wei
     tools        three replies of up to 32 tokens, an answer of about 40 tokens after the first and the second
     limits       decode and update against peak FLOP/s and bandwidth, see `grpo_limits`
     multi_lora   four small LoRA jobs one after the other against a cohort of them, see `grpo_multi_lora`
-    learning     only if asked for (an hour): reward against steps and time over 3 seeds, see `grpo_learning`
+    learning     reward against steps and time over 3 seeds, see `grpo_learning`; `learning_real`, an hour, only if
+                 asked for
 
 TRL takes minutes where ours take seconds: it makes 5 measured steps in `short` and 3 in the others (`--steps`), fewer
 when `--minutes` run out; every figure says how many. A run of some cases keeps the other figures of the results file.
@@ -29,7 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.grpo_cases import CASES, GENERATIONS, PROMPTS, Case
-from benchmarks.grpo_learning import learning
+from benchmarks.grpo_learning import LEARNING, learning
 from benchmarks.grpo_multi_lora import multi_lora
 from benchmarks.grpo_processes import (
     HOME,
@@ -182,30 +183,33 @@ def keep(figures: Mapping[str, Any]) -> None:
     write_report("grpo", {**before, **figures})
 
 
+# Cases that need no TRL.
+ALONE: dict[str, Callable[[], dict[str, Any]]] = {"limits": limits, "multi_lora": multi_lora}
+
+
 def main() -> None:
-    default = ["limits", "multi_lora", *(case.name for case in CASES)]
+    default = [*ALONE, "learning", *(case.name for case in CASES)]
     parser = argparse.ArgumentParser(description="GRPO steps against TRL")
-    parser.add_argument("--cases", nargs="+", choices=[*default, "learning"], default=default)
+    parser.add_argument("--cases", nargs="+", choices=[*default, *set(LEARNING) - {"learning"}], default=default)
     parser.add_argument("--steps", type=int, help="measured steps of TRL in every case")
-    parser.add_argument("--minutes", type=float, default=34.0, help="about how long all chosen cases may take")
+    parser.add_argument("--minutes", type=float, default=34.0, help="about how long the cases of steps may take")
     parser.add_argument("--trl-micro-batch", type=int, help="rows a forward of TRL; must divide 32")
     parser.add_argument("--settings", default="{}", help="fields of our training configuration, as JSON")
     options = parser.parse_args()
     # So that workers end with the driver, also in the middle of a step.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    until = time.monotonic() + options.minutes * 60
     make_model()
-    if "multi_lora" in options.cases:
-        print("multi_lora", flush=True)
-        keep(multi_lora())
-    if options.cases == ["multi_lora"]:
+    for name in options.cases:
+        if name in ALONE:
+            print(name, flush=True)
+            keep(ALONE[name]())
+    if set(options.cases) <= set(ALONE):
         return
     trl_python = make_trl()
-    if "limits" in options.cases:
-        print("limits", flush=True)
-        keep(limits())
-    if "learning" in options.cases:
-        keep(learning(trl_python))
+    for name in options.cases:
+        if name in LEARNING:
+            keep(learning(LEARNING[name], trl_python))
+    until = time.monotonic() + options.minutes * 60
     waiting = [case for case in CASES if case.name in options.cases]
     while waiting:
         case = waiting.pop(0)

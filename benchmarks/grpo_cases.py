@@ -33,7 +33,8 @@ TOWN = (
 @dataclass(frozen=True)
 class Case:
     """`rewards`: the case's name of each process of ours -> its reward. `weight`: share of the time.
-    `num_steps`: for how many there are tasks in order; `largest`: term of the sums."""
+    `num_steps`: for how many there are tasks in order; `largest`: term of the sums. `letters`: in place of sums, the
+    tasks name a letter to be repeated."""
 
     name: str
     weight: float
@@ -48,6 +49,10 @@ class Case:
     trl_micro_batch: int = 8
     num_steps: int = 30
     largest: int = 59
+    model: str = "smollm2-135m-instruct"
+    prompts: int = PROMPTS
+    generations: int = GENERATIONS
+    letters: bool = False
 
 
 CASES = (
@@ -61,6 +66,11 @@ CASES = (
 
 def write_tasks(case: Case, path: Path, tokenizer: Path, *, warm_up: Collection[int]) -> None:
     """Prompts of the tasks in `warm_up` are short in every case: that step is measured by nobody."""
+    if case.letters:
+        path.write_text(
+            "".join(json.dumps(letter_task(number)) + "\n" for number in range(NUM_TASKS)), encoding="utf-8"
+        )
+        return
     chooser = random.Random(0)
     terms = range(1, case.largest + 1)
     sums = chooser.sample([(a, b) for a in terms for b in terms], NUM_TASKS)
@@ -75,6 +85,12 @@ def write_tasks(case: Case, path: Path, tokenizer: Path, *, warm_up: Collection[
             if case.turns > 1:
                 row["user_turns"] = list(TOOL_ANSWERS[: case.turns - 1])
             file.write(json.dumps(row) + "\n")
+
+
+def letter_task(number: int) -> dict[str, Any]:
+    """No two tasks are alike: ours would take them for one, and draw others than TRL."""
+    letter = "abcdefgh"[number % 8]
+    return {"messages": [{"role": "user", "content": f"{letter}{number:02d}"}], "answer": letter}
 
 
 def padded(question: str, tokens: int, tokenizer: Path, *, start: int) -> str:

@@ -12,7 +12,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.grpo_worker import Turns, spread
+from benchmarks.grpo_worker import Turns, letters, spread
 from chatgrpo.environments.base import Task
 from chatgrpo.rewards.registry import reward
 from chatgrpo.rollouts.episode import Episode
@@ -27,6 +27,11 @@ def spread_reward(task: Task, episode: Episode) -> float:
     return spread(episode.reply)
 
 
+@reward("letters")
+def letters_reward(task: Task, episode: Episode) -> float:
+    return letters(episode.reply, str(task.answer))
+
+
 def config(case: Mapping[str, Any]) -> TrainConfig:
     files: dict[str, Any] = {"type": "dataset", "paths": [case["tasks"]]}
     if case["turns"] > 1:
@@ -35,7 +40,7 @@ def config(case: Mapping[str, Any]) -> TrainConfig:
         "experiment_name": case["name"],
         "model": case["model"],
         "environment": files,
-        "rewards": [{"type": "plugin", "name": "spread"} if case["reward"] == "spread" else {"type": "numeric"}],
+        "rewards": [{"type": "numeric"} if case["reward"] == "numeric" else {"type": "plugin", "name": case["reward"]}],
         "seed": case["seed"],
         "prompts_per_step": case["prompts"],
         "num_generations": case["generations"],

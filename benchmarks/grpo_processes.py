@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.grpo_cases import GENERATIONS, NUM_TASKS, PROMPTS, Case, write_tasks
+from benchmarks.grpo_cases import NUM_TASKS, Case, write_tasks
 from chatgrpo.rollouts.cursor import DataCursor
 
 ROOT = Path(__file__).parent.parent
@@ -27,20 +27,20 @@ THREADS = os.cpu_count() or 1
 STEP_TIMEOUT_S = 900.0
 
 
-def model_folder() -> Path:
-    return HOME / "models" / MODEL
+def model_folder(name: str = MODEL) -> Path:
+    return HOME / "models" / name
 
 
-def make_model() -> None:
+def make_model(name: str = MODEL) -> None:
     """In a process of its own: the driver stays small."""
-    if (model_folder() / "config.json").is_file():
+    if (model_folder(name) / "config.json").is_file():
         return
     print("preparing the model once", flush=True)
     code = (
         "import sys; from pathlib import Path; from chatgrpo.inference.loading import load; "
         "load(sys.argv[1], models_dir=Path(sys.argv[2]))"
     )
-    subprocess.run([sys.executable, "-c", code, MODEL, HOME / "models"], check=True, timeout=600)
+    subprocess.run([sys.executable, "-c", code, name, HOME / "models"], check=True, timeout=600)
 
 
 def make_trl() -> Path:
@@ -146,17 +146,17 @@ def write_setup(
 ) -> dict[str, Any]:
     """Writes the tasks; returns what both sides' workers are told. `order`: in which ours will draw the tasks."""
     tasks = folder / "tasks.jsonl"
-    order = DataCursor(num_tasks=NUM_TASKS, seed=seed).next(case.num_steps * PROMPTS)
-    write_tasks(case, tasks, model_folder() / "tokenizer.json", warm_up=order[:PROMPTS])
+    order = DataCursor(num_tasks=NUM_TASKS, seed=seed).next(case.num_steps * case.prompts)
+    write_tasks(case, tasks, model_folder(case.model) / "tokenizer.json", warm_up=order[: case.prompts])
     return {
         "name": case.name,
-        "model": MODEL,
-        "folder": str(model_folder()),
+        "model": case.model,
+        "folder": str(model_folder(case.model)),
         "home": str(HOME),
         "tasks": str(tasks),
         "order": order,
-        "prompts": PROMPTS,
-        "generations": GENERATIONS,
+        "prompts": case.prompts,
+        "generations": case.generations,
         "max_tokens": case.max_tokens,
         "turns": case.turns,
         "lora": case.lora,

@@ -22,7 +22,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.grpo_worker import Turns, numeric, spread
+from benchmarks.grpo_worker import Turns, letters, numeric, spread
 
 _REPLY = "\u2063reply\u2063"
 
@@ -62,7 +62,8 @@ def main() -> None:
         if case["reward"] == "spread":
             found = [spread(reply) for reply in replies]
         else:
-            found = [numeric(reply, wanted) for reply, wanted in zip(replies, answer, strict=True)]
+            judge_one = {"numeric": numeric, "letters": letters}[case["reward"]]
+            found = [judge_one(reply, wanted) for reply, wanted in zip(replies, answer, strict=True)]
         rewards.extend(found)
         return found
 

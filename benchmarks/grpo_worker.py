@@ -30,6 +30,11 @@ def spread(reply: str) -> float:
     return zlib.crc32(reply.encode()) / 2**32
 
 
+def letters(reply: str, answer: str) -> float:
+    """The share of the first eight characters that are the letter of the task."""
+    return reply[:8].count(answer) / 8
+
+
 def peak_memory() -> int:
     """Bytes. Not `ru_maxrss` where /proc knows better: that one begins with the peak of the process that forked."""
     status = Path("/proc/self/status")
