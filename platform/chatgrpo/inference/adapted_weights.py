@@ -56,9 +56,10 @@ class AdaptedWeights(LlamaWeights):
         """Whose rows the forward within has, and those whose logits are asked for."""
         speech = self._speech
         speech.rows, speech.head_rows = rows, head_rows
-        # A kernel takes stacked factors only; without one, a single adapter is faster apart.
+        # In decoding every row has its logits. A kernel takes stacked factors only; without one, a single adapter is
+        # faster apart.
         fewest = 1 if self._has_kernels else 2
-        if rows.num_rows <= _STACKED_ROWS and fewest <= len(rows.groups) <= _MAX_SLOTS:
+        if rows is head_rows and rows.num_rows <= _STACKED_ROWS and fewest <= len(rows.groups) <= _MAX_SLOTS:
             speech.masks = self._masks(rows)
         try:
             yield
