@@ -28,6 +28,7 @@ from chatgrpo.api.services import Services
 from chatgrpo.clock import SystemClock
 from chatgrpo.config import PlatformConfig
 from chatgrpo.gateway.config import GatewayConfig
+from chatgrpo.monitoring.meters import Meter
 from chatgrpo.monitoring.process import observe_process
 from chatgrpo.monitoring.requests import MeasureQueue, MeasureRequests, RequestTotals
 from chatgrpo.state.opening import open_platform_conversations
@@ -72,7 +73,10 @@ def mounted(app: FastAPI) -> ASGIApp:
 
 
 def without_telemetry(app: FastAPI) -> FastAPI:
+    """Counts nothing, measures nothing, reports nothing."""
     app.user_middleware = [m for m in app.user_middleware if m.cls not in {MeasureRequests, MeasureQueue}]
+    for name in ("inc", "set", "observe"):
+        setattr(Meter, name, lambda *_, **__: None)
     return app
 
 

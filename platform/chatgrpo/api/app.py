@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, MutableMapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version
-from typing import Any
 
 from fastapi import APIRouter, FastAPI
-from fastapi.telemetry import TelemetryConfig
 from starlette.middleware import Middleware
 
 from chatgrpo.api import (
@@ -28,6 +26,7 @@ from chatgrpo.api import (
     scaling,
     snapshots,
     sweeps,
+    telemetry,
     train,
 )
 from chatgrpo.api.body_limit import BodyLimit
@@ -45,7 +44,6 @@ from chatgrpo.api.reference_pages import add_reference_pages
 from chatgrpo.api.replies import Replies
 from chatgrpo.api.route_table import ROUTES
 from chatgrpo.api.services import ChatService, Services
-from chatgrpo.config import PlatformConfig
 from chatgrpo.gateway.gateway import Gateway
 from chatgrpo.monitoring.reporter import report_forever
 from chatgrpo.monitoring.requests import MeasureQueue, RequestTotals
@@ -72,25 +70,6 @@ ROUTERS: tuple[APIRouter, ...] = (
     alerts.router,
     old_train.router,
 )
-
-
-def _is_not_traced(scope: MutableMapping[str, Any]) -> bool:
-    """Scrapes, probes and the dashboard's files would bury what people ask."""
-    path = str(scope["path"])
-    return path in {"/", "/metrics", "/api/v2/health"} or path.startswith("/dashboard/")
-
-
-def telemetry_of(config: PlatformConfig) -> TelemetryConfig:
-    """FastAPI's own: a span for every request, whose parent is the caller's `traceparent`. Its metrics would be ours
-    twice, and its logs would quote what was sent. Spans that nobody collects are not made."""
-    return {
-        "tracing": config.otlp_endpoint is not None,
-        "metrics": False,
-        "logs": False,
-        "operation_spans": False,
-        "auto_configure": False,
-        "exclude": _is_not_traced,
-    }
 
 
 def gateway_of(services: Services) -> Gateway:
@@ -141,7 +120,7 @@ def create_app(services: Services) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
-        telemetry=telemetry_of(services.config),
+        telemetry=telemetry.NONE,
     )
     app.state.services = services
     app.state.metrics = metrics

@@ -29,7 +29,7 @@ from pydantic import ValidationError
 from starlette.middleware import Middleware
 from starlette.types import Lifespan
 
-from chatgrpo.api import live_events
+from chatgrpo.api import live_events, telemetry
 from chatgrpo.api.errors import error_body, handle_errors, refusal_of
 from chatgrpo.api.identity import owner_of
 from chatgrpo.api.live_hub import LiveHub
@@ -74,6 +74,7 @@ def create_live_app(
         openapi_url=None,
         middleware=list(middleware),
         lifespan=lifespan,
+        telemetry=telemetry.NONE,
     )
     app.state.services = services
     app.state.operations = operations

@@ -47,6 +47,7 @@ from chatgrpo.gateway.threats import ThreatWatch, TurnAway
 from chatgrpo.monitoring.catalog import CACHE_LOOKUPS, GIVEN_UP
 from chatgrpo.monitoring.meters import Meter
 from chatgrpo.monitoring.requests import MeasureRequests, RequestMetrics
+from chatgrpo.monitoring.tracing import request_spans
 from chatgrpo.resilience.ladder import Ladder
 from chatgrpo.state.stores import STATE_DB, open_store
 
@@ -116,7 +117,8 @@ class Gateway:
 
     def middleware(self) -> list[Middleware]:
         """Pure ASGI, outermost first."""
-        found = [Middleware(MeasureRequests, metrics=self.metrics)] if self.metrics else []
+        measured = Middleware(MeasureRequests, metrics=self.metrics, spans=request_spans())
+        found = [measured] if self.metrics else []
         found += [Middleware(ResponseHeaders), Middleware(ClientAddress, trusted=self.config.trusted_proxies)]
         if self._enable_security:
             allowed = hosts_of(self.config.allowed_hosts, self._host)

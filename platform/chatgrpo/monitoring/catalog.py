@@ -83,6 +83,7 @@ HTTP_QUEUE_SECONDS = Metric(
 HTTP_CONNECTIONS = _gauge("http_connections", "Requests and sockets being served now.", merge=Merge.SUM)
 LABELS_DROPPED = _counter("label_sets_dropped", "Label sets beyond a metric's limit, counted as `other`.", "metric")
 REPORTS_DROPPED = _counter("reports_dropped", "Metric reports that the hub did not take in time.")
+SPANS_DROPPED = _counter("spans_dropped", "Spans that the trace collector did not take.")
 
 # Gateway
 CACHE_LOOKUPS = _counter("cache_lookups", "Looks into a cache: response, conversation, model.", "tier", "result")

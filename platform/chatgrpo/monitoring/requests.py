@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from prometheus_client.core import Metric as Family
+from prometheus_client.registry import Collector
+
 from chatgrpo.monitoring.analytics import quantile
-from chatgrpo.monitoring.catalog import CACHE_LOOKUPS, HTTP_CONNECTIONS, HTTP_QUEUE_SECONDS, HTTP_REQUESTS, HTTP_SECONDS
-from chatgrpo.monitoring.merging import rows_of
-from chatgrpo.monitoring.meters import Meters
-from chatgrpo.monitoring.tracing import trace_id
+from chatgrpo.monitoring.catalog import (
+    CACHE_LOOKUPS,
+    HTTP_CONNECTIONS,
+    HTTP_QUEUE_SECONDS,
+    HTTP_REQUESTS,
+    HTTP_SECONDS,
+    LABELS_DROPPED,
+)
+from chatgrpo.monitoring.meters import MAX_LABEL_SETS, OTHER, Meters
+from chatgrpo.monitoring.request_spans import RequestSpans
+from chatgrpo.monitoring.tallies import RouteTally, family_of, no_trace
 
 _ARRIVED = "arrived"
+_UNMATCHED = "unmatched"
+_NOT_TRACED = frozenset({"/", "/metrics", "/api/v2/health"})
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -43,15 +55,10 @@ class RequestMetrics:
     def __init__(self) -> None:
         meters = Meters()
         self.registry = meters.registry
-        self._requests = meters.of(HTTP_REQUESTS)
-        self._seconds = meters.of(HTTP_SECONDS)
-        self._queued = meters.of(HTTP_QUEUE_SECONDS)
-        self._num_finished = self._num_errors = self._num_open = 0
-        self._sum_s = 0.0
-        # What is counted with every request is looked up once; routes and classes of status are few.
-        self._counted: dict[tuple[str, str, int], tuple[Any, Any]] = {}
-        self._waited: dict[str, Any] = {}
-        meters.of(HTTP_CONNECTIONS).at().set_function(lambda: self._num_open)
+        self._dropped = meters.of(LABELS_DROPPED)
+        self._routes: dict[str, RouteTally] = {}
+        self._num_open = 0
+        meters.registry.register(_Shown(self))
 
     def opened(self) -> None:
         self._num_open += 1
@@ -61,31 +68,50 @@ class RequestMetrics:
 
     def began(self, *, route: str, seconds: float) -> None:
         """A handler began, so long after the request arrived."""
-        waited = self._waited.get(route)
-        if waited is None:
-            waited = self._waited[route] = self._queued.at(route=route)
-        waited.observe(seconds)
+        self._tally(route).queued.add(seconds)
 
-    def answered(self, *, method: str, route: str, status: int, seconds: float) -> None:
-        key = method, route, status // 100
-        counted = self._counted.get(key)
-        if counted is None:
-            labels = {"method": method, "route": route, "status": f"{status // 100}xx"}
-            counted = self._counted[key] = self._requests.at(**labels), self._seconds.at(route=route)
-        requests, took = counted
-        requests.inc()
-        trace = trace_id()
-        took.observe(seconds, {"trace_id": trace} if trace else None)
-        self._num_finished += 1
-        self._num_errors += status >= 500
-        self._sum_s += seconds
+    def answered(
+        self, *, method: str, route: str, status: int, seconds: float, trace_id: Callable[[], str | None] = no_trace
+    ) -> None:
+        tally = self._tally(route)
+        key = (method, status // 100)
+        tally.answers[key] = tally.answers.get(key, 0) + 1
+        tally.num_errors += status >= 500
+        tally.answered.add(seconds, trace_id)
+
+    def _tally(self, route: str) -> RouteTally:
+        tally = self._routes.get(route)
+        if tally is None:
+            if len(self._routes) >= MAX_LABEL_SETS and route != OTHER:
+                self._dropped.inc(metric=HTTP_SECONDS.name)
+                return self._tally(OTHER)
+            tally = self._routes[route] = RouteTally()
+        return tally
+
+    def families(self) -> Iterator[Family]:
+        """What was counted so far, as prometheus-client shows it."""
+        requests, seconds, queued, connections = map(
+            family_of, (HTTP_REQUESTS, HTTP_SECONDS, HTTP_QUEUE_SECONDS, HTTP_CONNECTIONS)
+        )
+        connections.add_sample(HTTP_CONNECTIONS.name, {}, self._num_open)
+        for route, tally in list(self._routes.items()):
+            for (method, group), count in list(tally.answers.items()):
+                labels = {"method": method, "route": route, "status": f"{group}xx"}
+                requests.add_sample(HTTP_REQUESTS.sample_name, labels, count)
+            if tally.answered.count:
+                tally.answered.show(seconds, {"route": route})
+            if tally.queued.count:
+                tally.queued.show(queued, {"route": route})
+        yield from (requests, seconds, queued, connections)
 
     def totals(self) -> RequestTotals:
-        finished = max(1, self._num_finished)
+        tallies = self._routes.values()
+        total = sum(tally.answered.count for tally in tallies)
+        finished = max(1, total)
         return RequestTotals(
-            total_requests=self._num_finished,
-            error_rate=self._num_errors / finished,
-            average_response_time_s=self._sum_s / finished,
+            total_requests=total,
+            error_rate=sum(tally.num_errors for tally in tallies) / finished,
+            average_response_time_s=sum(tally.answered.sum for tally in tallies) / finished,
             active_connections=self._num_open,
             percentiles_s=self._percentiles(),
             cache_hit_rate=self._cache_hit_rate(),
@@ -93,9 +119,9 @@ class RequestMetrics:
 
     def _percentiles(self) -> dict[str, float | None]:
         buckets: dict[float, float] = defaultdict(float)
-        for name, labels, value in rows_of(self.registry):
-            if name == f"{HTTP_SECONDS.name}_bucket":
-                buckets[float(labels["le"])] += value
+        for tally in self._routes.values():
+            for bound, count in tally.answered.cumulative():
+                buckets[bound] += count
         return {f"p{100 * share:.0f}": quantile(buckets, share) for share in (0.5, 0.95, 0.99)}
 
     def _cache_hit_rate(self) -> float | None:
@@ -107,40 +133,70 @@ class RequestMetrics:
         return looks[0] / sum(looks) if sum(looks) else None
 
 
-class MeasureRequests:
-    """ASGI middleware: feeds `metrics`. Touches no header and no body, so streams and cancellation pass through."""
+class _Shown(Collector):
+    def __init__(self, metrics: RequestMetrics) -> None:
+        self._metrics = metrics
 
-    def __init__(self, app: AsgiApp, *, metrics: RequestMetrics) -> None:
+    def collect(self) -> Iterable[Family]:
+        return self._metrics.families()
+
+
+class MeasureRequests:
+    """ASGI middleware: feeds `metrics`, and `spans` with a span for every request that is worth one. Touches no header
+    and no body, so streams and cancellation pass through."""
+
+    def __init__(self, app: AsgiApp, *, metrics: RequestMetrics, spans: RequestSpans | None = None) -> None:
         self.app = app
         self.metrics = metrics
+        self.spans = spans
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] not in {"http", "websocket"}:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        # Not a coroutine of its own: each costs every request.
+        match scope["type"]:
+            case "http":
+                return self._measured(scope, receive, send)
+            case "websocket":
+                return self._counted(scope, receive, send)
+        return self.app(scope, receive, send)
+
+    async def _counted(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A socket is open for hours: no operation, and no span."""
+        self.metrics.opened()
+        try:
             await self.app(scope, receive, send)
-            return
-        # A request that ends without an answer was cancelled by its client: nginx's status for that.
-        status, started = 499, time.perf_counter()
+        finally:
+            self.metrics.closed()
 
-        async def watched(message: Message) -> None:
+    async def _measured(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # A request that ends without an answer was cancelled by its client: nginx's status for that.
+        status, error, started = 499, None, time.perf_counter()
+
+        def watched(message: Message) -> Awaitable[None]:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-            await send(message)
+            return send(message)
 
+        traced = self.spans.begin(scope) if self.spans is not None and _is_traced(scope["path"]) else None
         scope.setdefault("state", {})[_ARRIVED] = started
         self.metrics.opened()
         try:
             await self.app(scope, receive, watched)
-        except Exception:
-            status = 500
+        except Exception as raised:
+            status, error = 500, type(raised).__name__
             raise
         finally:
             self.metrics.closed()
-            if scope["type"] == "http":
-                seconds = time.perf_counter() - started
-                self.metrics.answered(
-                    method=_method(scope["method"]), route=_route(scope), status=status, seconds=seconds
-                )
+            route = getattr(scope.get("route"), "path", None)
+            self.metrics.answered(
+                method=_method(scope["method"]),
+                route=route or _UNMATCHED,
+                status=status,
+                seconds=time.perf_counter() - started,
+                trace_id=no_trace if traced is None else traced.trace_id,
+            )
+            if traced is not None:
+                traced.finish(route=route, status=status, error=error)
 
 
 class MeasureQueue:
@@ -150,11 +206,17 @@ class MeasureQueue:
         self.app = app
         self.metrics = metrics
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        arrived = scope.get("state", {}).get(_ARRIVED)
-        if scope["type"] == "http" and arrived is not None:
-            self.metrics.began(route=_route(scope), seconds=time.perf_counter() - arrived)
-        await self.app(scope, receive, send)
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        if scope["type"] == "http":
+            arrived = scope.get("state", {}).get(_ARRIVED)
+            if arrived is not None:
+                self.metrics.began(route=_route(scope), seconds=time.perf_counter() - arrived)
+        return self.app(scope, receive, send)
+
+
+def _is_traced(path: str) -> bool:
+    """Scrapes, probes and the dashboard's files would bury what people ask."""
+    return path not in _NOT_TRACED and not path.startswith("/dashboard/")
 
 
 def _method(method: str) -> str:
@@ -163,4 +225,4 @@ def _method(method: str) -> str:
 
 def _route(scope: Scope) -> str:
     """The template (`/api/v2/jobs/{job_id}`), never the raw path, whose number is unbounded."""
-    return getattr(scope.get("route"), "path", "unmatched")
+    return getattr(scope.get("route"), "path", _UNMATCHED)

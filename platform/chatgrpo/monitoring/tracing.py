@@ -15,6 +15,7 @@ import functools
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
@@ -23,6 +24,7 @@ from opentelemetry.trace import Span, Status, StatusCode, Tracer
 
 from chatgrpo.monitoring.catalog import Kind
 from chatgrpo.monitoring.meters import PROCESS, custom
+from chatgrpo.monitoring.request_spans import RequestSpans
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -44,23 +46,42 @@ def configure_tracing(service: str, *, otlp_endpoint: str | None, sample_ratio: 
         return
     from opentelemetry.sdk.trace import TracerProvider
 
+    global _request_spans
     if not isinstance(trace.get_tracer_provider(), TracerProvider):
-        trace.set_tracer_provider(make_provider(service, otlp_endpoint=otlp_endpoint, sample_ratio=sample_ratio))
+        made = make_tracing(service, otlp_endpoint=otlp_endpoint, sample_ratio=sample_ratio)
+        trace.set_tracer_provider(made.provider)
+        _request_spans = made.requests
 
 
-def make_provider(service: str, *, otlp_endpoint: str, sample_ratio: float = 1.0) -> TracerProvider:
+_request_spans: RequestSpans | None = None
+
+
+def request_spans() -> RequestSpans | None:
+    """Of this process; None when nobody collects."""
+    return _request_spans
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tracing:
+    """Both send through one queue: `provider` the spans of the OpenTelemetry API, `requests` those of requests."""
+
+    provider: TracerProvider
+    requests: RequestSpans
+
+
+def make_tracing(service: str, *, otlp_endpoint: str, sample_ratio: float = 1.0) -> Tracing:
     # Only who exports pays for loading the SDK, protobuf and requests.
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor
     from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+
+    from chatgrpo.monitoring.span_export import Sender, SpanQueue
 
     resource = Resource.create({"service.name": f"chatgrpo-{service}"})
     provider = TracerProvider(resource=resource, sampler=ParentBased(TraceIdRatioBased(sample_ratio)))
-    exporter = OTLPSpanExporter(endpoint=f"{otlp_endpoint.rstrip('/')}/v1/traces", timeout=5)
-    provider.add_span_processor(BatchSpanProcessor(exporter))
-    return provider
+    queue = SpanQueue(Sender(f"{otlp_endpoint.rstrip('/')}/v1/traces", resource))
+    provider.add_span_processor(queue)
+    return Tracing(provider=provider, requests=RequestSpans(queue.put, sample_ratio=sample_ratio))
 
 
 def trace_id() -> str | None:

@@ -22,7 +22,7 @@ from chatgrpo.api.services import Services
 from chatgrpo.clock import SystemClock
 from chatgrpo.config import PlatformConfig
 from chatgrpo.monitoring import tracing
-from chatgrpo.monitoring.tracing import make_provider, trace_operation
+from chatgrpo.monitoring.tracing import make_tracing
 from chatgrpo.state.conversations import Conversations
 from chatgrpo.state.opening import open_conversations
 from tests.fake_services import FakeChat, FakeJobs
@@ -39,12 +39,15 @@ async def conversations() -> AsyncIterator[Conversations]:
 
 
 @pytest.fixture
-def app(tmp_path: Path, conversations: Conversations) -> FastAPI:
+def services(tmp_path: Path, conversations: Conversations) -> Services:
     config, jobs = PlatformConfig(home=tmp_path, default_model="tiny"), FakeJobs()
     jobs.put("a")
-    return create_app(
-        Services(config=config, clock=SystemClock(), jobs=jobs, chat=FakeChat(), conversations=conversations)
-    )
+    return Services(config=config, clock=SystemClock(), jobs=jobs, chat=FakeChat(), conversations=conversations)
+
+
+@pytest.fixture
+def app(services: Services) -> FastAPI:
+    return create_app(services)
 
 
 @pytest.fixture
@@ -112,7 +115,7 @@ async def _value(client: httpx.AsyncClient, query: str) -> str | None:
 
 
 async def test_a_collector_that_never_answers_holds_up_no_request(
-    app: FastAPI, monkeypatch: pytest.MonkeyPatch
+    services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked, answered = Event(), Event()
 
@@ -129,9 +132,10 @@ async def test_a_collector_that_never_answers_holds_up_no_request(
     collector = ThreadingHTTPServer(("127.0.0.1", 0), Silent)
     serving = Thread(target=collector.serve_forever)
     serving.start()
-    provider = make_provider("api", otlp_endpoint=f"http://127.0.0.1:{collector.server_port}")
-    monkeypatch.setattr(tracing, "tracer", lambda: provider.get_tracer("test"))
-    with trace_operation("first"):
+    made = make_tracing("api", otlp_endpoint=f"http://127.0.0.1:{collector.server_port}")
+    monkeypatch.setattr(tracing, "_request_spans", made.requests)
+    app, provider = create_app(services), made.provider
+    with provider.get_tracer("test").start_as_current_span("first"):
         pass
     flushing = Thread(target=provider.force_flush)
     flushing.start()
@@ -139,8 +143,7 @@ async def test_a_collector_that_never_answers_holds_up_no_request(
     # The collector has a span and says nothing; whoever waited for it would wait for ever.
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client:
         for _ in range(20):
-            with trace_operation("request"):
-                assert (await client.get("/api/v2/jobs/a")).status_code == 200
+            assert (await client.get("/api/v2/jobs/a")).status_code == 200
     answered.set()
     flushing.join()
     provider.shutdown()

@@ -15,15 +15,14 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from chatgrpo.api.app import telemetry_of
+from chatgrpo.api import telemetry
 from chatgrpo.compat import monitor_async_function, monitoring
-from chatgrpo.config import PlatformConfig
 from chatgrpo.monitoring import tracing
 from chatgrpo.monitoring.requests import MeasureRequests, RequestMetrics
 from chatgrpo.monitoring.tracing import (
     carrier,
     environment_carrier,
-    make_provider,
+    make_tracing,
     stream_span,
     trace_env,
     trace_operation,
@@ -123,15 +122,16 @@ async def test_one_connected_trace_reaches_a_receiver(
     receiver: tuple[str, list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     address, received = receiver
-    provider = make_provider("api", otlp_endpoint=address)
-    monkeypatch.setattr(tracing, "tracer", lambda: provider.get_tracer("test"))
+    made = make_tracing("api", otlp_endpoint=address)
+    monkeypatch.setattr(tracing, "tracer", lambda: made.provider.get_tracer("test"))
     metrics = RequestMetrics()
-    app = FastAPI(telemetry={**telemetry_of(PlatformConfig(otlp_endpoint=address)), "tracer_provider": provider})
-    app.add_middleware(MeasureRequests, metrics=metrics)
+    app = FastAPI(telemetry=telemetry.NONE)
+    app.add_middleware(MeasureRequests, metrics=metrics, spans=made.requests)
 
     @app.get("/api/v2/chat/{name}")
     async def chat(name: str) -> str:
         sent = carrier()
+        trace.get_current_span().set_attribute("words", 2)
         with trace_operation("conversation.get", component="store", parent=sent):
             pass
         with stream_span("model.generate", component="model", parent=sent):
@@ -141,7 +141,7 @@ async def test_one_connected_trace_reaches_a_receiver(
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://platform") as client:
         await client.get("/api/v2/chat/x", headers={"traceparent": PARENT})
         await client.get("/metrics")
-    provider.shutdown()
+    made.provider.shutdown()
     by_name = {span.name: span for _, span in received}
     request = by_name.pop("GET /api/v2/chat/{name}")
     assert request.trace_id.hex() == PARENT.split("-")[1]
@@ -150,8 +150,18 @@ async def test_one_connected_trace_reaches_a_receiver(
         "conversation.get": request.span_id,
         "model.generate": request.span_id,
     }
-    service = {a.key: a.value.string_value for a in received[0][0].attributes}["service.name"]
-    assert service == "chatgrpo-api"
+    services = {
+        a.value.string_value for resource, _ in received for a in resource.attributes if a.key == "service.name"
+    }
+    assert services == {"chatgrpo-api"}
+    assert {a.key: a.value.string_value or a.value.int_value for a in request.attributes} == {
+        "http.request.method": "GET",
+        "http.response.status_code": 200,
+        "http.route": "/api/v2/chat/{name}",
+        "url.path": "/api/v2/chat/x",
+        "url.scheme": "http",
+        "words": 2,
+    }
     exemplars = [
         sample.exemplar.labels
         for family in metrics.registry.collect()
