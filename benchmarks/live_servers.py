@@ -3,8 +3,8 @@
     python -m benchmarks.live_servers MODE PORT HOME [OTLP]
 
 `live` is the live application behind the platform's gateway, as a replica runs it; its one job changes every second.
-`with` and `without` are the API with a model that answers at once: with all metrics and a trace of every request, and
-with neither.
+`with` and `without` are the API with a model that answers at once: with all metrics, their reports and a trace of every
+request, and with none of these.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from benchmarks.gateway_servers import LIMITS, Mock
+from chatgrpo.api import app as app_module
 from chatgrpo.api.app import create_app, gateway_of
 from chatgrpo.api.live import create_live_app
 from chatgrpo.api.operations import Operations
@@ -74,9 +75,15 @@ def mounted(app: FastAPI) -> ASGIApp:
 
 def without_telemetry(app: FastAPI) -> FastAPI:
     """Counts nothing, measures nothing, reports nothing."""
+
+    async def rest(*_: Any) -> None:
+        await asyncio.Event().wait()
+
     app.user_middleware = [m for m in app.user_middleware if m.cls not in {MeasureRequests, MeasureQueue}]
     for name in ("inc", "set", "observe"):
         setattr(Meter, name, lambda *_, **__: None)
+    # Looked up when the application starts.
+    app_module.report_forever = rest  # type: ignore[assignment]
     return app
 
 

@@ -196,3 +196,16 @@ async def test_what_is_advised_is_shown_in_light_and_dark(page: Page) -> None:
     for theme in ("light", "dark"):
         await page.evaluate("theme => document.documentElement.dataset.theme = theme", theme)
         await keep(page, f"system-{theme}")
+
+
+async def test_every_view_fits_a_phone(page: Page, jobs: FakeJobs) -> None:
+    for name, status in (("a", "running"), ("b", "queued")):
+        jobs.put(name, status=status)
+        jobs.views[name]["experiment_name"] = "dialogues about refunds, LoRA r=16, beta 0.04, third seed"
+    jobs.steps = [{"step": step, "reward": step / 10} for step in range(1, 9)]
+    await page.set_viewport_size({"width": 390, "height": 800})
+    for view in ("jobs", "jobs/a", "jobs/a/samples", "jobs/a/history", "queue", "compare?jobs=a,b", "new", "system"):
+        await page.goto(f"/#/{view}")
+        await expect(page.locator("main h1")).to_be_visible()
+        await keep(page, f"phone-{view.partition('?')[0].replace('/', '-')}")
+        assert await page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, view

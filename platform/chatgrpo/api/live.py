@@ -28,6 +28,7 @@ from fastapi import APIRouter, FastAPI, WebSocket, WebSocketDisconnect
 from pydantic import ValidationError
 from starlette.middleware import Middleware
 from starlette.types import Lifespan
+from starlette.websockets import WebSocketDisconnected
 
 from chatgrpo.api import live_events, telemetry
 from chatgrpo.api.errors import error_body, handle_errors, refusal_of
@@ -115,7 +116,8 @@ async def _converse(socket: WebSocket, reader: SocketReader) -> None:
                 return
             for said in await answer(socket.app.state, text, reader):
                 reader.offer(said)
-    except WebSocketDisconnect:
+    except (WebSocketDisconnect, WebSocketDisconnected):
+        # Also when it was found to be gone while something was written to it.
         return
     except KeyError:
         # Starlette's receive_text on a binary frame.

@@ -161,8 +161,12 @@ class LiveHub:
             event = self._log.add(topic, channel, json.dumps(data))
             PROCESS.of(LIVE_EVENTS).inc(topic=topic.partition(":")[0])
             text = message_of(event)
+            may_read: dict[str, bool] = {}
             for number, reader in enumerate(list(watch.readers)):
-                if channel in channels_of(topic, reader.owner):
+                owner = reader.owner
+                if owner not in may_read:
+                    may_read[owner] = channel in channels_of(topic, owner)
+                if may_read[owner]:
                     reader.offer(text)
                 if number % _TURN == _TURN - 1:
                     await asyncio.sleep(0)

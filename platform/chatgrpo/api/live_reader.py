@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Awaitable
 from contextlib import suppress
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from chatgrpo.api.begin import begin
 from chatgrpo.monitoring.catalog import LIVE_READERS, LIVE_READERS_DROPPED
 from chatgrpo.monitoring.meters import PROCESS
 from chatgrpo.monitoring.outbox import Outbox
@@ -18,8 +20,10 @@ TOO_SLOW = "you do not read as fast as things happen; reconnect and subscribe wi
 
 
 class SocketReader:
-    """Everything for the client goes through `offer`, so that answers and events keep their order. A task writes while
-    something waits and ends then: ten thousand idle readers are ten thousand sockets and no more."""
+    """Everything for the client goes through `offer`, so that answers and events keep their order. What can be written
+    at once is; a task writes while something waits and ends then. So ten thousand readers are ten thousand sockets and
+    no more, and an event leaves behind no garbage by the ten thousand, which would be collected among millions of
+    objects of open sockets, for a second or two."""
 
     def __init__(
         self, socket: WebSocket, owner: str, *, outbox: Outbox | None = None, grace_s: float = GRACE_S
@@ -42,10 +46,10 @@ class SocketReader:
             self._writing.cancel()
 
     def offer(self, text: str) -> None:
-        if self._outbox.put(text):
-            if self._writing is None:
-                self._writing = asyncio.create_task(self._write())
-        elif not self.was_dropped:
+        if self._writing is None and not self.was_dropped:
+            begun = begin(self._send(text))
+            self._writing = None if begun is None else asyncio.create_task(self._write(begun))
+        elif not self._outbox.put(text) and not self.was_dropped:
             self.was_dropped = True
             PROCESS.of(LIVE_READERS_DROPPED).inc()
             self._writing = asyncio.create_task(self._drop(self._writing))
@@ -55,12 +59,16 @@ class SocketReader:
         if self._writing is not None:
             await self._writing
 
-    async def _write(self) -> None:
+    async def _send(self, text: str) -> None:
+        # It left; whoever receives from it is told so too.
+        with suppress(WebSocketDisconnect, RuntimeError):
+            await self._socket.send_text(text)
+
+    async def _write(self, begun: Awaitable[None]) -> None:
         try:
+            await begun
             while (text := self._outbox.take()) is not None:
-                await self._socket.send_text(text)
-        except (WebSocketDisconnect, RuntimeError):
-            pass  # it left; whoever receives from it is told so too
+                await self._send(text)
         finally:
             if asyncio.current_task() is self._writing:
                 self._writing = None

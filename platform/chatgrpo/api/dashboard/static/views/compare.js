@@ -65,7 +65,7 @@ export function show(root, { query }) {
 function lastFigures(shown) {
   const found = table("Last figures", ["Run", ...FIGURES]);
   for (const { job, lines } of shown) {
-    found.body.append(h("tr", {}, h("th", { scope: "row" }, job.experiment_name || job.job_id),
+    found.body.append(h("tr", {}, h("th", { scope: "row", class: "name" }, job.experiment_name || job.job_id),
       FIGURES.map((f) => h("td", { class: "num" }, number(pointsOf(lines, f).at(-1)?.[1])))));
   }
   return h("section", {}, h("h2", {}, "Last figures"), found.node);
@@ -74,7 +74,7 @@ function lastFigures(shown) {
 function settings(shown) {
   const flat = shown.map(({ job }) => flatten(job.config ?? {}));
   const names = [...new Set(flat.flatMap(Object.keys))].filter((n) => new Set(flat.map((c) => c[n])).size > 1).sort();
-  const found = table("Settings that differ", ["Setting", ...shown.map(({ job }) => job.experiment_name || job.job_id)]);
+  const found = table("Settings that differ", ["Setting", ...shown.map(({ job }) => h("span", { class: "clip name", title: job.experiment_name }, job.experiment_name || job.job_id))]);
   for (const name of names) {
     found.body.append(h("tr", {}, h("th", { scope: "row", class: "mono" }, name), flat.map((c) => h("td", {}, c[name] ?? "–"))));
   }
@@ -82,6 +82,7 @@ function settings(shown) {
 }
 
 function flatten(value, prefix = "") {
+  if (typeof value === "number" && !Number.isInteger(value)) return { [prefix]: String(Number(value.toPrecision(6))) };
   if (value === null || typeof value !== "object") return { [prefix]: String(value) };
   return Object.assign({}, ...Object.entries(value).map(([k, v]) => flatten(v, prefix ? `${prefix}.${k}` : k)));
 }

@@ -32,12 +32,12 @@ function row(job) {
   const state = badge(job.status);
   const bar = h("progress", { max: 100, "aria-label": "progress" });
   const step = h("small");
-  const [reward, held, length, when] = ["num", "num", "num", ""].map((c) => h("td", { class: c }));
+  const [reward, held, length, when] = Array.from({ length: 4 }, () => h("td", { class: "num" }));
   const wait = h("small", { class: "muted block" });
   const node = h("tr", {},
     h("th", { scope: "row" }, h("a", { href: `#/jobs/${encodeURIComponent(job.job_id)}` }, job.experiment_name || job.job_id),
       h("small", { class: "muted block mono" }, job.job_id)),
-    h("td", {}, state.node, wait), h("td", {}, bar, step), reward, held, length, when,
+    h("td", {}, state.node, wait), h("td", { class: "num" }, bar, step), reward, held, length, when,
     h("td", {}, h("a", { href: `#/compare?jobs=${encodeURIComponent(job.job_id)}` }, "Compare")));
   return {
     node,

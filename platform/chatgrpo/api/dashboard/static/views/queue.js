@@ -32,15 +32,16 @@ function fact() {
 
 const link = (job) => h("th", { scope: "row" }, h("a", { href: `#/jobs/${encodeURIComponent(job.job_id)}` }, job.experiment_name || job.job_id));
 
-function row(first, count, texts) {
-  const cells = Array.from({ length: count }, () => h("td"));
+/** `prose`: which cells hold sentences, that may be broken into lines. */
+function row(first, count, texts, prose = []) {
+  const cells = Array.from({ length: count }, (_, i) => h("td", { class: prose.includes(i) ? "" : "num" }));
   return { node: h("tr", {}, first(cells)), update: (job) => texts(job).forEach((text, i) => setText(cells[i], text)) };
 }
 
 function waitingRow(job) {
   return row(([place, ...rest]) => [place, link(job), ...rest], 5, (j) => [
     String(j.pending?.position ?? "–"), String(j.priority ?? 1), j.pending?.reason ?? "", j.pending?.unblocked_by ?? "", ago(j.created_at),
-  ]);
+  ], [2, 3]);
 }
 
 function runningRow(job) {
