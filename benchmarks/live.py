@@ -37,10 +37,10 @@ NUM_CLIENTS = 10_000
 LISTEN_S = 20.0
 # File descriptors that a process has besides its sockets.
 OTHER_FILES = 200
-ROUNDS = 24
-REQUESTS_A_ROUND = 200
-# Spans are sent every second: what is sent after the last answer belongs to the requests before it.
-TAIL_S = 1.1
+ROUNDS = 20
+REQUESTS_A_ROUND = 250
+# Spans are sent every two seconds: what is sent after the last answer belongs to the requests before it.
+TAIL_S = 2.2
 
 
 @contextmanager

@@ -158,6 +158,35 @@ def test_reward_hacking_is_reward_up_and_held_out_down_in_the_same_job() -> None
     ]
 
 
+# Every shipped rule about learning beside RewardHacking: a figure goes wrong at 3000 and is right again at 5000. Means
+# follow when enough of their window is wrong or right, changes end when the window begins after them, each waits for_s.
+@pytest.mark.parametrize(
+    ("name", "figure", "good", "bad", "fires", "resolves"),
+    [
+        ("KLRunaway", "kl_nats", 0.02, 3.0, 3150, 5200),
+        ("EntropyCollapse", "entropy_nats", 1.2, 0.01, 3340, 5010),
+        ("LengthDrift", "completion_tokens", 20.0, 40.0, 3060, 4790),
+        ("StaleWeights", "sampler_delta_nats", 0.001, 0.2, 3060, 5000),
+        ("NothingToLearn", "zero_variance_groups_ratio", 0.4, 1.0, 3560, 5090),
+        ("NotFinite", "rows_nonfinite", 0.0, 2.0, 3000, 5000),
+    ],
+)
+def test_each_shipped_rule_about_learning(
+    name: str, figure: str, good: float, bad: float, fires: float, resolves: float
+) -> None:
+    config = AlertsConfig(rules=[r for r in load_alerts().rules if r.name == name])
+    feed = series(f"chatgrpo_training_{figure}", (0, good), (3000, bad), (5000, good))
+    assert [(at, state) for at, state, _ in run(config, feed, 8000)] == [(fires, "firing"), (resolves, "resolved")]
+
+
+def test_a_step_that_hangs_is_said_after_fifteen_minutes() -> None:
+    config = AlertsConfig(rules=[r for r in load_alerts().rules if r.name == "StalledStep"])
+    steps = [(at, at / 60) for at in range(0, 3060, 60)]
+    feed = series("chatgrpo_training_step", *steps, (5000, 51.0))
+    # The last step began to show at 3000; the next one at 5000.
+    assert [(at, state) for at, state, _ in run(config, feed, 5200)] == [(3890, "firing"), (5000, "resolved")]
+
+
 def test_firing_is_told_once() -> None:
     config = rule({"type": "threshold", "metric": "kl", "op": ">", "value": 1})
     assert len(run(config, series("kl", (0, 5.0)), 10_000)) == 1

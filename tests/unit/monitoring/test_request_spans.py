@@ -8,14 +8,18 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from opentelemetry import trace
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1 import trace_pb2 as otlp
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.trace import SpanContext, StatusCode
 
 from chatgrpo.monitoring.catalog import SPANS_DROPPED
 from chatgrpo.monitoring.meters import PROCESS
 from chatgrpo.monitoring.request_spans import RequestSpan, RequestSpans
+from chatgrpo.monitoring.span_encoding import as_bytes, as_message
 from chatgrpo.monitoring.span_export import Ended, Sender, SpanQueue
 from chatgrpo.monitoring.tracing import carrier
 
@@ -100,6 +104,28 @@ def test_what_is_added_to_it_is_sent() -> None:
     assert sent.resource.attributes[0].value.string_value == "chatgrpo-api"
 
 
+@given(
+    method=st.sampled_from(["GET", "POST"]),
+    path=st.text(max_size=300),
+    route=st.sampled_from([None, "/api/v2/jobs/{job_id}"]),
+    status=st.sampled_from([200, 404, 499, 500]),
+    error=st.sampled_from([None, "KeyError"]),
+    flags=st.sampled_from(["", "01"]),
+    times=st.tuples(st.integers(0, 2**63), st.integers(0, 2**63)),
+)
+def test_the_short_way_to_write_a_span_is_the_long_one(
+    method: str, path: str, route: str | None, status: int, error: str | None, flags: str, times: tuple[int, int]
+) -> None:
+    kept: list[RequestSpan] = []
+    header = [("traceparent", f"00-{TRACE_ID}-{PARENT_ID}-{flags}")] if flags else []
+    scope = scope_of(*header) | {"method": method, "path": path, "scheme": "https"}
+    RequestSpans(kept.append).begin(scope).finish(route=route, status=status, error=error)
+    (span,) = kept
+    span.start_ns, span.end_ns = times
+    assert otlp.Span.FromString(as_bytes(span)) == as_message(span)
+    assert encoded(kept).scope_spans[0].spans[0] == as_message(span)
+
+
 class Collector:
     """Answers with the statuses in turn, the last one again and again."""
 
@@ -148,7 +174,7 @@ def dropped() -> Iterator[Any]:
 def test_what_is_not_taken_is_sent_once_more_and_then_counted(
     statuses: list[int], num_asked: int, num_dropped: int, dropped: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("chatgrpo.monitoring.span_export.INTERVAL_S", 0.0)
+    monkeypatch.setattr("chatgrpo.monitoring.span_export.RETRY_S", 0.0)
     collector = Collector(statuses)
     queue = SpanQueue(Sender(collector.url, Resource({})), interval_s=3600)
     queue.put(ended(scope_of())[0])
