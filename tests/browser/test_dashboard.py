@@ -150,6 +150,17 @@ async def test_hostile_text_stays_text(page: Page, jobs: FakeJobs, view: str) ->
     ) == [None, 0]
 
 
+async def test_hostile_replies_stay_text(page: Page, speaker: FakeChat) -> None:
+    speaker.pieces = tuple(HOSTILE)
+    await page.goto("/#/chat")
+    await page.get_by_label("Message").fill("".join(HOSTILE))
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_role("article", name="Model says")).to_contain_text("".join(HOSTILE))
+    assert await page.evaluate(
+        "[window.hacked, document.querySelectorAll('main img, main script, main iframe').length]"
+    ) == [None, 0]
+
+
 async def test_the_keyboard_reaches_the_content_first(page: Page) -> None:
     await page.goto("/")
     await page.keyboard.press("Tab")

@@ -161,6 +161,12 @@ class EmailHandler(Strict):
     starttls: bool = True
     timeout_s: float = Field(10.0, gt=0)
 
+    @model_validator(mode="after")
+    def _a_name_has_a_password(self) -> Self:
+        if (self.username is None) != (self.password_env is None):
+            raise ValueError(f"username {self.username!r} and password_env {self.password_env!r}: give both or neither")
+        return self
+
 
 class PluginHandler(Strict):
     """A handler of your own: an entry point of the group `chatgrpo.alert_handlers` in an installed package."""

@@ -12,8 +12,10 @@ from structlog.typing import EventDict, Processor
 
 from chatgrpo.monitoring.tracing import trace_id
 
-# Keys and bearer tokens, wherever they stand in a line.
-_SECRET = re.compile(r"(?i)\b(bearer\s+)\S+|\b(cgk_)\w+|((?:password|secret|token|api[_-]?key)=)\S+")
+# Keys, bearer tokens and passwords of addresses, wherever they stand in a line.
+_SECRET = re.compile(
+    r"(?i)\b(bearer\s+)\S+|\b(cgk_)\w+|((?:password|secret|token|api[_-]?key)=)\S+|(://[^\s:/@]*:)[^\s/@]+(?=@)"
+)
 
 
 def configure_logging(level: str, *, style: Literal["text", "json"] = "text") -> None:
@@ -54,4 +56,4 @@ def _mask(_: Any, __: str, event: EventDict) -> EventDict:
 
 
 def masked(text: str) -> str:
-    return _SECRET.sub(lambda found: f"{found[1] or found[2] or found[3]}***", text)
+    return _SECRET.sub(lambda found: f"{next(filter(None, found.groups()))}***", text)

@@ -23,6 +23,9 @@ from chatgrpo.monitoring.silence_file import SilenceFile
 
 logger = logging.getLogger(__name__)
 
+# A receiver that is slow for very long gets the newest.
+MAX_UNTOLD = 1000
+
 Json = dict[str, Any]
 Notify = Callable[[Sequence[Alert]], Awaitable[None]]
 
@@ -80,6 +83,8 @@ class Monitor:
         self._history = History(keep_s=max([STALE_S, *WINDOWS_S.values(), *windows]) * 1.1)
         self.advisor = advisor or Advisor(AdviceConfig())
         self._active: dict[tuple[str, Labels], Alert] = {}
+        self._untold: list[Alert] = []
+        self._telling: asyncio.Task[None] | None = None
         self._silence_file = silence_file
         self._silences: dict[str, Silence] = {s.id: s for s in (silence_file.load() if silence_file else ())}
 
@@ -104,10 +109,27 @@ class Monitor:
             logger.info(
                 "alert=%s state=%s labels=%s value=%g", alert.rule.name, alert.state, dict(alert.labels), alert.value
             )
-        if told and self._notify is not None:
-            await self._notify(told)
+        if self._notify is not None and told:
+            self._untold = [*self._untold, *told][-MAX_UNTOLD:]
+            if self._telling is None or self._telling.done():
+                self._telling = asyncio.create_task(self._tell(self._notify))
         await self.advisor.observe(self._history, now)
         return rows
+
+    async def _tell(self, notify: Notify) -> None:
+        """Beside the looks at the rules, which must not wait for a receiver that is slow, and in their order."""
+        while self._untold:
+            now, self._untold = self._untold, []
+            try:
+                await notify(now)
+            except Exception:
+                # The next ones must be told all the same.
+                logger.exception("%d alerts were not told", len(now))
+
+    async def told(self) -> None:
+        """Waits until everybody knows of what changed so far."""
+        if self._telling is not None:
+            await self._telling
 
     async def advice(self) -> Json:
         return self.advisor.view(self._history, self._clock.now())

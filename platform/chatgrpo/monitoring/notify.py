@@ -64,7 +64,7 @@ class Notifier:
                     logger.log(level, "%s %s: %s", alert.state, alert.rule.name, alert.summary)
             case WebhookHandler():
                 body = json.dumps({"alerts": [alert.to_json() for alert in alerts]}).encode()
-                headers = sign(body, os.environ.get(handler.secret_env or ""), self._clock.now())
+                headers = sign(body, _secret(handler.secret_env, "secret_env"), self._clock.now())
                 await self._post(handler.url, body, headers, handler, allow_private=handler.allow_private)
             case AlertmanagerHandler():
                 body = json.dumps([for_alertmanager(alert) for alert in alerts]).encode()
@@ -106,6 +106,17 @@ class Notifier:
                 sent.raise_for_status()
 
 
+def _secret(name: str | None, field: str) -> str | None:
+    """From the environment; None when none is asked for. One that is asked for and missing is refused: what should be
+    signed must not go out unsigned."""
+    if name is None:
+        return None
+    found = os.environ.get(name)
+    if not found:
+        raise InvalidRequest(f"the environment variable {name} is not set", field)
+    return found
+
+
 def sign(body: bytes, secret: str | None, now: float) -> dict[str, str]:
     """The signature binds the time, so that an old message cannot be sent again. No secret, no header."""
     if not secret:
@@ -137,8 +148,5 @@ def _mail(handler: EmailHandler, alerts: Sequence[Alert]) -> None:
         if handler.starttls:
             server.starttls()
         if handler.username is not None:
-            password = os.environ.get(handler.password_env or "")
-            if password is None:
-                raise InvalidRequest(f"the environment variable {handler.password_env} is not set", "password_env")
-            server.login(handler.username, password)
+            server.login(handler.username, _secret(handler.password_env, "password_env") or "")
         server.send_message(message)

@@ -52,6 +52,8 @@ def test_text_lines_show_errors(capsys: pytest.CaptureFixture[str]) -> None:
         ("Authorization: Bearer abc.def", "Authorization: Bearer ***"),
         ("key cgk_01ARZ3NDEKTSV4RRFFQ69G5FAV_00ff refused", "key cgk_*** refused"),
         ("redis://h?password=x&y", "redis://h?password=***"),
+        ("no route to redis://:hunter2@cache:6379/0", "no route to redis://:***@cache:6379/0"),
+        ("see https://example.com:443/a@b", "see https://example.com:443/a@b"),
         ("step=3 tokens=40", "step=3 tokens=40"),
     ],
 )

@@ -101,6 +101,7 @@ async def test_an_alert_is_told_when_it_fires_and_when_it_ends() -> None:
     for value in (95.0, 96.0, 50.0):
         await monitor.report("x", cpu(value))
         clock.advance(5)
+    await monitor.told()
     assert told.changes == [("Hot", "firing"), ("Hot", "resolved")]
     assert await monitor.alerts() == []
 
@@ -116,7 +117,26 @@ async def test_a_silenced_alert_is_shown_but_not_told() -> None:
     clock.advance(61)
     assert await monitor.silences() == []
     await monitor.report("x", cpu(10))
+    await monitor.told()
     assert told.changes == [("Hot", "resolved")]
+
+
+async def test_a_receiver_that_is_slow_or_fails_holds_up_no_look_at_the_rules() -> None:
+    clock, answers, told = FakeClock(), asyncio.Event(), Told()
+
+    async def slow(alerts: Sequence[Alert]) -> None:
+        await answers.wait()
+        await told(alerts)
+        raise ValueError
+
+    monitor = Monitor(CONFIG, clock=clock, notify=slow)
+    for value in (95.0, 50.0, 95.0):
+        await monitor.report("x", cpu(value))
+        clock.advance(5)
+    assert (told.changes, len(await monitor.alerts())) == ([], 1)
+    answers.set()
+    await monitor.told()
+    assert told.changes == [("Hot", "firing"), ("Hot", "resolved"), ("Hot", "firing")]
 
 
 async def test_silences_can_be_ended_and_name_rules_that_exist() -> None:

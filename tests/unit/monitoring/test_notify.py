@@ -67,6 +67,16 @@ async def test_a_webhook_is_signed_over_time_and_body(monkeypatch: pytest.Monkey
     assert (told["name"], told["message"], told["labels"]) == ("Hot", "n1 at 99 %", {"host": "n1"})
 
 
+async def test_what_should_be_signed_does_not_go_out_unsigned(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("HOOK_SECRET", raising=False)
+    wire = Wire()
+    await send(wire, WebhookHandler(url="http://127.0.0.1:9/hook", secret_env="HOOK_SECRET", allow_private=True))
+    assert wire.requests == []
+    assert "HOOK_SECRET is not set" in caplog.text
+
+
 async def test_a_failing_receiver_is_asked_again_and_given_up(caplog: pytest.LogCaptureFixture) -> None:
     hook = WebhookHandler(url="http://127.0.0.1:9/", allow_private=True)
     wire = Wire(503, 500)
