@@ -41,6 +41,8 @@ def configure_logging(level: str, *, style: Literal["text", "json"] = "text") ->
         )
     )
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # It tells the address of every request, and the address of a webhook is a secret.
+    logging.getLogger("httpx").setLevel(max(logging.WARNING, logging.getLogger().level))
 
 
 def _add_trace(_: Any, __: str, event: EventDict) -> EventDict:

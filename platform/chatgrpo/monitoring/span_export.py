@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TypeAlias
 
-import requests
+import httpx
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.resources import Resource
@@ -68,15 +68,14 @@ class SpanQueue(SpanProcessor):
             self._waiting.append(span)
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """Sends all that has ended by now."""
+        """Sends what has ended by now; stops at the first message that is not taken, and what waits behind it goes on
+        waiting: a collector that is away for a moment costs little, one that hangs holds nobody up for long."""
         if not self._sending.acquire(timeout=timeout_millis / 1000):
             return False
         try:
-            for _ in range(0, len(self._waiting), BATCH):
-                self._send_batch()
+            return all(self._send_batch() for _ in range(0, len(self._waiting), BATCH))
         finally:
             self._sending.release()
-        return True
 
     def shutdown(self) -> None:
         self._ended.set()
@@ -88,10 +87,12 @@ class SpanQueue(SpanProcessor):
         while not self._ended.wait(self._interval_s):
             self.force_flush()
 
-    def _send_batch(self) -> None:
+    def _send_batch(self) -> bool:
         batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
-        if batch and not self._sender.send(batch, give_up=self._ended):
+        is_sent = not batch or self._sender.send(batch, give_up=self._ended)
+        if not is_sent:
             self._dropped.inc(len(batch))
+        return is_sent
 
 
 class Sender:
@@ -99,10 +100,9 @@ class Sender:
 
     def __init__(self, endpoint: str, resource: Resource) -> None:
         self._endpoint = endpoint
-        self._session = requests.Session()
-        self._session.headers["content-type"] = "application/x-protobuf"
         named = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_HEADERS") or os.environ.get("OTEL_EXPORTER_OTLP_HEADERS", "")
-        self._session.headers.update(parse_env_headers(named, liberal=True))
+        headers = {**parse_env_headers(named, liberal=True), "content-type": "application/x-protobuf"}
+        self._http = httpx.Client(headers=headers, timeout=TIMEOUT_S)
         self._encoder = RequestSpanEncoder(resource)
         self._is_down = False
 
@@ -126,12 +126,14 @@ class Sender:
         return (encode_spans(theirs).SerializeToString() if theirs else b"") + self._encoder.encode(ours)
 
     def close(self) -> None:
-        self._session.close()
+        self._http.close()
 
     def _post(self, body: bytes) -> int:
-        """The status of the answer; 503 where there was none."""
+        """The status of the answer; 503 where there was none, 408 where it did not come in time."""
         try:
-            return self._session.post(self._endpoint, body, timeout=TIMEOUT_S).status_code
-        except requests.RequestException as error:
+            return self._http.post(self._endpoint, content=body).status_code
+        except httpx.TimeoutException:
+            return 408
+        except httpx.HTTPError as error:
             logger.debug("spans were not sent: %s", error)
             return 503

@@ -70,7 +70,7 @@ class Tracing:
 
 
 def make_tracing(service: str, *, otlp_endpoint: str, sample_ratio: float = 1.0) -> Tracing:
-    # Only who exports pays for loading the SDK, protobuf and requests.
+    # Only who exports pays for loading the SDK and protobuf.
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
