@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Awaitable
 from contextlib import suppress
 
@@ -13,6 +14,8 @@ from chatgrpo.api.begin import begin
 from chatgrpo.monitoring.catalog import LIVE_READERS, LIVE_READERS_DROPPED
 from chatgrpo.monitoring.meters import PROCESS
 from chatgrpo.monitoring.outbox import Outbox
+
+logger = logging.getLogger(__name__)
 
 # How long one who was told that he is too slow has to read that.
 GRACE_S = 5.0
@@ -60,9 +63,13 @@ class SocketReader:
             await self._writing
 
     async def _send(self, text: str) -> None:
-        # It left; whoever receives from it is told so too.
-        with suppress(WebSocketDisconnect, RuntimeError):
+        try:
             await self._socket.send_text(text)
+        except (WebSocketDisconnect, RuntimeError):
+            return  # it left; whoever receives from it is told so too
+        except Exception:
+            # Whatever a server raises: the other readers of this event must get it.
+            logger.exception("a live reader could not be written to")
 
     async def _write(self, begun: Awaitable[None]) -> None:
         try:

@@ -248,6 +248,19 @@ async def test_texts_are_written_in_order() -> None:
     task.cancel()
 
 
+async def test_a_socket_that_breaks_in_an_unknown_way_is_nobody_elses_trouble(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Broken(Socket):
+        async def send_text(self, text: str) -> None:
+            raise ValueError(text)
+
+    reader, task = await converse(Broken(room=1), 3)
+    await reader.finished()
+    assert (reader.was_dropped, caplog.text.count("could not be written to")) == (False, 3)
+    task.cancel()
+
+
 async def test_who_reads_again_in_time_is_told_that_he_was_dropped() -> None:
     socket = Socket(room=2)
     reader, task = await converse(socket, 20)
