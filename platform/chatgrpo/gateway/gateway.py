@@ -117,8 +117,7 @@ class Gateway:
 
     def middleware(self) -> list[Middleware]:
         """Pure ASGI, outermost first."""
-        measured = Middleware(MeasureRequests, metrics=self.metrics, spans=request_spans())
-        found = [measured] if self.metrics else []
+        found = [Middleware(MeasureRequests, metrics=self.metrics, spans=request_spans())] if self.metrics else []
         found += [Middleware(ResponseHeaders), Middleware(ClientAddress, trusted=self.config.trusted_proxies)]
         if self._enable_security:
             allowed = hosts_of(self.config.allowed_hosts, self._host)

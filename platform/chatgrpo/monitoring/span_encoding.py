@@ -52,7 +52,8 @@ class RequestSpanEncoder:
 def as_bytes(span: RequestSpan) -> bytes:
     parent = span.parent
     if span.name or span.attributes or span.events or span.links or (parent is not None and parent.trace_state):
-        return as_message(span).SerializeToString()
+        whole: bytes = as_message(span).SerializeToString()
+        return whole
     return b"".join(
         (
             _TRACE_ID,
@@ -71,7 +72,7 @@ def as_bytes(span: RequestSpan) -> bytes:
 
 def as_message(span: RequestSpan) -> otlp.Span:
     parent = span.parent
-    message = otlp.Span.FromString(
+    message: otlp.Span = otlp.Span.FromString(
         _common(span.method, span.route, span.scheme, span.status, span.is_error, span.error) + _path(span.path)
     )
     message.trace_id = span.context.trace_id.to_bytes(16, "big")
@@ -103,17 +104,19 @@ def _common(method: str, route: str | None, scheme: str, status: int, is_error: 
         said["http.route"] = route
     if is_error:
         said["error.type"] = error or str(status)
-    return otlp.Span(
+    written: bytes = otlp.Span(
         name=f"{method} {route}" if route else method,
         kind=otlp.Span.SPAN_KIND_SERVER,
         attributes=_pairs(said.items()),
         status=otlp.Status(code=otlp.Status.STATUS_CODE_ERROR) if is_error else None,
     ).SerializeToString()
+    return written
 
 
 @lru_cache(1024)
 def _path(path: str) -> bytes:
-    return otlp.Span(attributes=_pairs([("url.path", path)])).SerializeToString()
+    written: bytes = otlp.Span(attributes=_pairs([("url.path", path)])).SerializeToString()
+    return written
 
 
 def _flags(parent: SpanContext | None) -> int:

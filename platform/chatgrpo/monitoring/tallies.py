@@ -32,13 +32,14 @@ def family_of(metric: Metric) -> Family:
 class HistogramTally:
     """Numbers of seconds by bucket. `bounds`: upper ones, rising, without infinity."""
 
-    __slots__ = ("_bounds", "_counts", "_exemplars", "_names", "count", "sum")
+    __slots__ = ("_bounds", "_changed_at", "_counts", "_exemplars", "_names", "count", "sum")
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self._bounds = bounds
-        self._names = [floatToGoString(bound) for bound in (*bounds, math.inf)]
+        self._names: list[str] = [floatToGoString(bound) for bound in (*bounds, math.inf)]  # type: ignore[no-untyped-call]
         self._counts = [0] * (len(bounds) + 1)
         self._exemplars: list[Exemplar | None] = [None] * (len(bounds) + 1)
+        self._changed_at = [0.0] * (len(bounds) + 1)
         self.count = 0
         self.sum = 0.0
 
@@ -49,11 +50,12 @@ class HistogramTally:
         self.count += 1
         self.sum += seconds
         if trace_id is not no_trace:
-            now, former = time.time(), self._exemplars[bucket]
-            if former is None or now >= (former.timestamp or 0.0) + EXEMPLAR_EVERY_S:
+            now = time.time()
+            if now >= self._changed_at[bucket] + EXEMPLAR_EVERY_S:
                 found = trace_id()
                 if found is not None:
                     self._exemplars[bucket] = Exemplar({"trace_id": found}, seconds, now)
+                    self._changed_at[bucket] = now
 
     def cumulative(self) -> Iterator[tuple[float, int]]:
         """(upper bound, how many were not above it)."""
