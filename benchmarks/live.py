@@ -2,9 +2,9 @@
 
 The sockets and the server are one process each on this machine, over loopback. The overhead is the processor time of
 the API's process for a chat request that its model answers at once, which no real model does: with all metrics, their
-reports and a span exported for every request, against none of it, in turns within one run. It is counted by the
+reports and a span exported for every request, against none of it, in turns within one process. It is counted by the
 scheduler in nanoseconds, over all threads, and the median over the rounds is told; the latency that a client sees is
-compared in the same rounds, also between a collector that takes the spans and one that is down.
+compared in the same rounds, and between a collector that takes the spans and one that is down.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
@@ -31,6 +31,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.report import figure, write_report
 from chatgrpo.embedded import free_port
 from tests.otlp_receiver import otlp_receiver
+
+T = TypeVar("T")
 
 ROOT = Path(__file__).parent.parent
 NUM_CLIENTS = 10_000
@@ -128,54 +130,78 @@ def cost_of_a_request(port: int, process: psutil.Process) -> tuple[float, float]
     return (cpu_s(process) - before) / REQUESTS_A_ROUND, statistics.median(took_s)
 
 
+def switch(port: int, *, is_on: bool) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request("GET", f"/telemetry?{'on' if is_on else 'off'}")
+    assert connection.getresponse().status == 204
+    connection.close()
+
+
 def overhead(folder: Path) -> dict[str, Any]:
-    """The same requests to three servers in turns: with a collector, with one that is down, with no telemetry."""
-    with (
-        otlp_receiver() as (address, received),
-        server("with", folder / "with", address) as measured,
-        server("with", folder / "down", f"http://127.0.0.1:{free_port()}") as alone,
-        server("without", folder / "without") as bare,
-    ):
-        servers = (measured, alone, bare)
-        for port, _ in servers:
-            chat(port, REQUESTS_A_ROUND)
-        rounds = []
-        for number in range(ROUNDS):
-            # There and back, so that whatever slows the machine for a while slows each of them as often.
-            order = range(3) if number % 2 else range(2, -1, -1)
-            found = {i: cost_of_a_request(*servers[i]) for i in order}
-            rounds.append([found[i] for i in range(3)])
+    """The same requests in turns with and without telemetry."""
+    with otlp_receiver() as (address, received), server("switched", folder / "switched", address) as (port, process):
+        costs = in_turns(lambda is_on: switch(port, is_on=is_on), lambda _: cost_of_a_request(port, process), ROUNDS)
         spans = len(received)
-    cpu_ms = [1000 * statistics.median(found[i][0] for found in rounds) for i in range(3)]
-    wall_ms = [1000 * statistics.median(found[i][1] for found in rounds) for i in range(3)]
+    (with_cpu, with_wall), (without_cpu, without_wall) = (zip(*costs[is_on], strict=True) for is_on in (True, False))
     return {
-        "telemetry_overhead": figure(
-            statistics.median(with_[0] / without[0] - 1 for with_, _, without in rounds),
-            "share",
-            at_most=0.05,
-            with_ms=round(cpu_ms[0], 4),
-            without_ms=round(cpu_ms[2], 4),
-            spans_received=spans,
-        ),
-        "telemetry_latency": figure(
-            statistics.median(with_[1] / without[1] - 1 for with_, _, without in rounds),
-            "share",
-            with_ms=round(wall_ms[0], 4),
-            without_ms=round(wall_ms[2], 4),
-        ),
+        "telemetry_overhead": compared(with_cpu, without_cpu, at_most=0.05, spans_received=spans),
+        "telemetry_latency": compared(with_wall, without_wall),
+    }
+
+
+def in_turns(prepare: Callable[[bool], None], measure: Callable[[bool], T], rounds: int) -> dict[bool, list[T]]:
+    """There and back, so that whatever slows the machine for a while slows both as often. The first turn of each is
+    for warming up."""
+    found: dict[bool, list[T]] = {True: [], False: []}
+    for number in range(rounds + 1):
+        for which in (True, False) if number % 2 else (False, True):
+            prepare(which)
+            cost = measure(which)
+            if number:
+                found[which].append(cost)
+    return found
+
+
+def compared(with_: Sequence[float], without: Sequence[float], **more: Any) -> dict[str, Any]:
+    """By how much the one is above the other in the median round."""
+    pairs = [a / b - 1 for a, b in zip(with_, without, strict=True)]
+    return figure(
+        statistics.median(pairs),
+        "share",
+        with_ms=round(1000 * statistics.median(with_), 4),
+        without_ms=round(1000 * statistics.median(without), 4),
+        quartiles=[round(q, 4) for q in statistics.quantiles(pairs, n=4)],
+        **more,
+    )
+
+
+def collector_down(folder: Path) -> dict[str, Any]:
+    """How long an answer takes while the collector of traces is down, against one that takes them."""
+    with (
+        otlp_receiver() as (address, _),
+        server("with", folder / "up", address) as up,
+        server("with", folder / "down", f"http://127.0.0.1:{free_port()}") as down,
+    ):
+        took = in_turns(
+            lambda _: None,
+            lambda is_down: statistics.median(chat((down if is_down else up)[0], REQUESTS_A_ROUND)),
+            ROUNDS,
+        )
+    return {
         "latency_with_collector_down": figure(
-            statistics.median(down[1] / with_[1] for with_, down, _ in rounds),
+            statistics.median(a / b for a, b in zip(took[True], took[False], strict=True)),
             "times",
             at_most=1.05,
-            down_ms=round(wall_ms[1], 4),
-            up_ms=round(wall_ms[0], 4),
-        ),
+            down_ms=round(1000 * statistics.median(took[True]), 4),
+            up_ms=round(1000 * statistics.median(took[False]), 4),
+        )
     }
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        write_report("live", {**sockets(Path(folder) / "live"), **overhead(Path(folder))})
+        home = Path(folder)
+        write_report("live", {**sockets(home / "live"), **overhead(home), **collector_down(home)})
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python -m benchmarks.live_servers MODE PORT HOME [OTLP]
 
 `live` is the live application behind the platform's gateway, as a replica runs it; its one job changes every second.
-`with` and `without` are the API with a model that answers at once: with all metrics, their reports and a trace of every
-request, and with none of these.
+`with` is the API with a model that answers at once; `switched` is the same twice in one process, with all telemetry and
+with none.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ import asyncio
 import resource
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from benchmarks.gateway_servers import LIMITS, Mock
-from chatgrpo.api import app as app_module
 from chatgrpo.api.app import create_app, gateway_of
 from chatgrpo.api.live import create_live_app
 from chatgrpo.api.operations import Operations
@@ -31,6 +32,7 @@ from chatgrpo.config import PlatformConfig
 from chatgrpo.gateway.config import GatewayConfig
 from chatgrpo.monitoring.meters import Meter
 from chatgrpo.monitoring.process import observe_process
+from chatgrpo.monitoring.reporter import report_forever
 from chatgrpo.monitoring.requests import MeasureQueue, MeasureRequests, RequestTotals
 from chatgrpo.state.opening import open_platform_conversations
 from tests.fake_services import FakeJobs
@@ -73,18 +75,50 @@ def mounted(app: FastAPI) -> ASGIApp:
     return at_ws
 
 
-def without_telemetry(app: FastAPI) -> FastAPI:
-    """Counts nothing, measures nothing, reports nothing."""
+class Switched:
+    """Two applications in one process, between which `/telemetry?on` and `/telemetry?off` choose: all metrics, their
+    reports and a trace of every request, or none of these. In two processes the same code may differ by more than is
+    measured here, for where its memory lies."""
 
-    async def rest(*_: Any) -> None:
-        await asyncio.Event().wait()
+    def __init__(self, measured: FastAPI, bare: FastAPI) -> None:
+        bare.user_middleware = [m for m in bare.user_middleware if m.cls not in {MeasureRequests, MeasureQueue}]
+        self._measured, self._bare = measured, bare
+        self._counting = {name: getattr(Meter, name) for name in ("inc", "set", "observe")}
+        self._reporting: asyncio.Task[None] | None = None
+        self._now: ASGIApp = bare
 
-    app.user_middleware = [m for m in app.user_middleware if m.cls not in {MeasureRequests, MeasureQueue}]
-    for name in ("inc", "set", "observe"):
-        setattr(Meter, name, lambda *_, **__: None)
-    # Looked up when the application starts.
-    app_module.report_forever = rest  # type: ignore[assignment]
-    return app
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] != "/telemetry":
+            await self._now(scope, receive, send)
+            return
+        self._switch(is_on=scope["query_string"] == b"on")
+        await Response(status_code=204)(scope, receive, send)
+
+    def _switch(self, *, is_on: bool) -> None:
+        self._now = self._measured if is_on else self._bare
+        for name, count in self._counting.items():
+            setattr(Meter, name, count if is_on else lambda *_, **__: None)
+        if self._reporting is not None:
+            self._reporting.cancel()
+        state = self._measured.state
+        read = partial(state.operations.rows, state.metrics.registry)
+        self._reporting = asyncio.create_task(report_forever(state.services.monitor, read)) if is_on else None
+
+
+async def switched(platform: PlatformConfig) -> Switched:
+    homes = [platform.model_copy(update={"home": platform.home / name}) for name in ("measured", "bare")]
+    return Switched(*[create_app(await services_of(home)) for home in homes])
+
+
+async def live(platform: PlatformConfig) -> ASGIApp:
+    return mounted(live_app(await services_of(platform)))
+
+
+async def whole(platform: PlatformConfig) -> ASGIApp:
+    return create_app(await services_of(platform))
+
+
+APPS = {"live": live, "with": whole, "switched": switched}
 
 
 async def serve(mode: str, port: int, home: Path, otlp: str | None) -> None:
@@ -97,14 +131,16 @@ async def serve(mode: str, port: int, home: Path, otlp: str | None) -> None:
         log_level="warning",
     )
     observe_process(platform, mode)
-    services = await services_of(platform)
-    if mode == "live":
-        app: Any = mounted(live_app(services))
-    else:
-        app = create_app(services)
-    if mode == "without":
-        without_telemetry(app)
-    config = uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning", access_log=False, backlog=4096)
+    app: Any = await APPS[mode](platform)
+    config = uvicorn.Config(
+        app,
+        host="127.0.0.1",
+        port=port,
+        log_level="warning",
+        access_log=False,
+        backlog=4096,
+        lifespan="off" if mode == "switched" else "auto",
+    )
     await uvicorn.Server(config).serve()
 
 
