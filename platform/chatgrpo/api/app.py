@@ -103,13 +103,11 @@ def create_app(services: Services) -> FastAPI:
         await asyncio.wait({reporting})
         await gateway.close()
 
-    innermost = [
+    innermost = (
         Middleware(BodyLimit, max_bytes=services.config.max_body_bytes),
         Middleware(MeasureQueue, metrics=metrics),
-    ]
-    if services.config.otlp_endpoint is None:
-        # Spans are the framework's: requests that are traced go all the way through it.
-        innermost.append(Middleware(Direct, routes={"/v1/chat/completions": openai.DIRECT}))
+        Middleware(Direct, routes={"/v1/chat/completions": openai.DIRECT}),
+    )
     app = FastAPI(
         title="chatgrpo",
         version=version("chatgrpo"),

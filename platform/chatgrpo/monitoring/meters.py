@@ -44,10 +44,6 @@ class Meter:
         """`trace_id` becomes the exemplar of its bucket: from a slow bucket straight to a slow request."""
         self._child(labels).observe(value, {"trace_id": trace_id} if trace_id else None)
 
-    def at(self, **labels: str) -> Any:
-        """The counter, gauge or histogram of one label set, for who counts on it with every request."""
-        return self._child(labels)
-
     def _child(self, labels: dict[str, str]) -> Any:
         if labels.keys() != set(self.metric.labels):
             raise InvalidRequest(f"{self.metric.name} has the labels {self.metric.labels}, got {tuple(labels)}")
