@@ -16,6 +16,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,14 +96,15 @@ def _worker(setup: dict[str, Any]) -> None:
     """One rank. Imports are here: the driver needs no torch."""
     import torch
 
+    from actors.rollout_worker import RayFleet
     from chatgrpo.plugins import load_plugins
     from chatgrpo.training import ranks
     from chatgrpo.training.loop import Place, train
 
     config = TrainConfig.model_validate(setup["config"])
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    threads = config.resources.threads_per_worker
-    torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // ray.train.get_context().get_local_world_size()))
+    processes = ray.train.get_context().get_local_world_size() * (1 + config.num_rollout_workers)
+    torch.set_num_threads(config.resources.threads_per_worker or max(1, (os.cpu_count() or 1) // processes))
     load_plugins(setup["plugins"])
     home = Path(setup["home"])
     place = Place(run_id=setup["run_id"], home=home, run_dir=home / "runs" / setup["run_id"])
@@ -110,7 +112,7 @@ def _worker(setup: dict[str, Any]) -> None:
     configure_tracing("trainer", otlp_endpoint=setup["otlp_endpoint"], sample_ratio=setup["trace_sample_ratio"])
     with trace_operation("training.worker", component="trainer", parent=setup["trace"]) as span:
         span.set_attribute("rank", ranks.rank())
-        outcome = train(config, place, report)
+        outcome = train(config, place, report, partial(RayFleet, setup))
     flush_tracing()
     if ranks.rank() == 0:
         RunFolder(place.run_dir).write_result(outcome.result(place.run_dir))
@@ -266,6 +268,9 @@ def read_config(path: Path, overrides: list[str]) -> TrainConfig:
         ) from error
 
 
+_LOST = ("ActorDied", "WorkerCrashed", "NodeDied", "worker process has died", "RolloutWorkersLost")
+
+
 def explain(error: BaseException) -> tuple[str, str]:
     """(cause, one line) of whatever ended the run. Causes: user, out_of_memory, worker_lost, error."""
     failures = [error, *getattr(error, "worker_failures", {}).values()]
@@ -280,7 +285,7 @@ def explain(error: BaseException) -> tuple[str, str]:
     line = f"{type(last).__name__}: {lines[-1] if lines else ''}"[:500]
     if "OutOfMemory" in text or "out of memory" in text:
         return "out_of_memory", line
-    if any(sign in text for sign in ("ActorDied", "WorkerCrashed", "NodeDied", "worker process has died")):
+    if any(sign in text for sign in _LOST):
         return "worker_lost", line
     return "error", line
 

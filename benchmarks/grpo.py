@@ -15,6 +15,7 @@ idle while the other works. Times are medians of whole steps, rollout to new wei
     multi_lora   four small LoRA jobs one after the other against a cohort of them, see `grpo_multi_lora`
     learning     reward against steps and time over 3 seeds, see `grpo_learning`; `learning_real`, an hour, only if
                  asked for
+    async        rollouts beside the learner against one after the other, no TRL; see `grpo_async`
 
 TRL takes minutes where ours take seconds: it makes 5 measured steps in `short` and 3 in the others (`--steps`), fewer
 when `--minutes` run out; every figure says how many. A run of some cases keeps the other figures of the results file.
@@ -37,6 +38,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from benchmarks.grpo_async import async_case
 from benchmarks.grpo_cases import CASES, GENERATIONS, PROMPTS, Case
 from benchmarks.grpo_learning import LEARNING, learning
 from benchmarks.grpo_multi_lora import multi_lora
@@ -184,7 +186,7 @@ def keep(figures: Mapping[str, Any]) -> None:
 
 
 # Cases that need no TRL.
-ALONE: dict[str, Callable[[], dict[str, Any]]] = {"limits": limits, "multi_lora": multi_lora}
+ALONE: dict[str, Callable[[], dict[str, Any]]] = {"limits": limits, "multi_lora": multi_lora, "async": async_case}
 
 
 def main() -> None:

@@ -149,10 +149,14 @@ class TorchEngine:
     def has_work(self) -> bool:
         return bool(self._waiting or self._rows)
 
-    def weights_changed(self, version: int) -> None:
-        """The model's parameters were updated in place; the engine must be idle: its cache is that of the old ones."""
-        assert not self.has_work, "weights may change only between generations"
+    def weights_changed(self, version: int, *, go_on: bool = False) -> None:
+        """The model's parameters were updated in place. With `go_on`, running and kept conversations go on over what
+        the old ones computed of them (partial rollouts; every new token is sampled by the new weights, and its
+        log-prob is the one it was sampled with). Without it the engine must be idle, and forgets all of that."""
+        assert go_on or not self.has_work, "weights may change only between generations"
         self._weight_version = version
+        if go_on:
+            return
         self._kept.clear()
         self._known_prefixes.clear()
         self._cache.release()

@@ -40,11 +40,12 @@ def admit(
 def complete(config: TrainConfig, *, has_gpus: bool) -> dict[str, Any]:
     """`config` as JSON with the platform's choices filled in, and with paths that hold in any working directory."""
     environment = _absolute(config.environment)
-    gpus = config.resources.gpus_per_worker
-    chosen = config.resources.model_copy(
-        update={"gpus_per_worker": (1.0 if has_gpus else 0.0) if gpus is None else gpus}
-    )
-    update: dict[str, Any] = {"environment": environment, "resources": chosen}
+    update: dict[str, Any] = {"environment": environment, "rollout_workers": config.num_rollout_workers}
+    for name in ("resources", "rollout_resources")[: 2 if config.num_rollout_workers else 1]:
+        resources = getattr(config, name)
+        gpus = resources.gpus_per_worker
+        chosen = (1.0 if has_gpus else 0.0) if gpus is None else gpus
+        update[name] = resources.model_copy(update={"gpus_per_worker": chosen})
     if Path(config.model).expanduser().is_dir():
         update["model"] = str(Path(config.model).expanduser().resolve())
     if isinstance(config.deepspeed, str):

@@ -75,8 +75,9 @@ def total(amounts: Iterable[Amount]) -> Amount:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a job needs to run: a gang of `least` to `most` equal workers, all or none. Worker counts in between must
-    divide `splits` (the tasks of a step, dealt out equally); 0: any count."""
+    """What a job needs to run: a gang of `least` to `most` equal workers, all or none. A training worker and the
+    rollout workers beside it are one. Worker counts in between must divide `splits` (the tasks of a step, dealt out
+    equally); 0: any count."""
 
     per_worker: Amount
     least: int = 1
@@ -86,13 +87,9 @@ class Request:
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> Request:
         """The request of a TrainConfig as JSON whose resources were completed at submit."""
-        resources = config.get("resources", {})
         workers = int(config.get("num_workers", 1))
-        per_worker = Amount.of(
-            cpus=resources.get("cpus_per_worker") or 0.0,
-            gpus=resources.get("gpus_per_worker") or 0.0,
-            memory_gb=resources.get("memory_gb_per_worker") or 0.0,
-        )
+        beside = _of_resources(config.get("rollout_resources", {})).times(int(config.get("rollout_workers") or 0))
+        per_worker = _of_resources(config.get("resources", {})).plus(beside)
         least = min(int(config.get("min_workers") or workers), workers)
         return cls(per_worker, least, workers, int(config.get("prompts_per_step", 0)) if least < workers else 0)
 
@@ -104,6 +101,14 @@ class Request:
         """The worker counts that this gang may have, largest first. `least` is always one of them."""
         between = range(self.most, self.least, -1)
         return [n for n in between if not self.splits or self.splits % n == 0] + [self.least]
+
+
+def _of_resources(resources: Mapping[str, Any]) -> Amount:
+    return Amount.of(
+        cpus=resources.get("cpus_per_worker") or 0.0,
+        gpus=resources.get("gpus_per_worker") or 0.0,
+        memory_gb=resources.get("memory_gb_per_worker") or 0.0,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from chatgrpo.errors import Conflict
+from chatgrpo.jobs.amounts import Request
 
 
 class JobState(StrEnum):
@@ -173,11 +174,11 @@ def used_until(job: Job, now: float) -> tuple[float, float]:
     """(CPU-seconds, GPU-seconds) used so far. The record is charged whenever an active state ends."""
     if not job.state.is_active:
         return job.cpu_seconds, job.gpu_seconds
-    resources = job.config.get("resources", {})
+    per_worker = Request.of_config(job.config).per_worker
     worker_seconds = job.workers * max(0.0, now - job.state_since)
     return (
-        job.cpu_seconds + worker_seconds * (resources.get("cpus_per_worker") or 0.0),
-        job.gpu_seconds + worker_seconds * (resources.get("gpus_per_worker") or 0.0),
+        job.cpu_seconds + worker_seconds * per_worker.cpu / 1000,
+        job.gpu_seconds + worker_seconds * per_worker.gpu / 1000,
     )
 
 

@@ -28,6 +28,7 @@ class Attempt:
     prompt_length: int = 0
     turn_start: int = 0
     weight_version: int = 0
+    swaps: list[tuple[int, int]] = field(default_factory=list)
     request_id: str | None = None  # of the newest reply
     truncated: bool = False
     reward: float | None = None
@@ -39,9 +40,13 @@ class Attempt:
         self.prompt_length = len(prompt_ids)
 
     def begin_reply(self, weight_version: int) -> None:
-        self.turn_start, self.weight_version = len(self.token_ids), weight_version
+        self.turn_start, self.weight_version, self.swaps = len(self.token_ids), weight_version, []
 
-    def sampled(self, token_id: int, logprob: float) -> None:
+    def sampled(self, token_id: int, logprob: float, weight_version: int) -> None:
+        if len(self.token_ids) == self.turn_start:
+            self.weight_version = weight_version  # it may have waited while the weights changed
+        elif weight_version != (self.swaps[-1][1] if self.swaps else self.weight_version):
+            self.swaps.append((len(self.token_ids), weight_version))
         self.token_ids.append(token_id)
         self.mask.append(True)
         self.logprobs.append(logprob)
@@ -53,6 +58,7 @@ class Attempt:
                 end=len(self.token_ids),
                 finish_reason=str(reason),
                 weight_version=self.weight_version,
+                swaps=tuple(self.swaps),
             )
         )
         self.messages.append(assistant(text))

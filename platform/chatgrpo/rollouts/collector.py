@@ -1,4 +1,4 @@
-"""Plays groups of episodes on one engine.
+"""Plays groups of episodes on one engine: a fixed set of them (`collect`), or as they are asked for (`Collector`).
 
 One loop, in the caller's thread, owns the engine and all episode state. Environments and rewards run elsewhere and
 report through one queue, so the engine goes on decoding other episodes while a tool works or a judge thinks:
@@ -18,7 +18,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, Self
 
 from chatgrpo.clock import Clock, SystemClock
 from chatgrpo.environments.base import Environment, SingleTurn, Step, Task, TaskSource
@@ -64,8 +64,21 @@ def collect(
     environment drops the group and a failed reward leaves the episode without reward (it then teaches nothing).
     Raises InvalidRequest for a prompt beyond `max_prompt_length`, or when an environment raises it."""
     group_ids = _group_ids(tasks, step=step, round=round)
-    groups = [_Playing(task=task, group_id=group_id) for task, group_id in zip(tasks, group_ids, strict=True)]
-    return _Collection(engine, tokens, source, groups, params, rewards, seed, clock or SystemClock()).run()
+    settled: dict[str, Group | None] = {}
+    clock = clock or SystemClock()
+    collector = Collector(
+        engine, tokens, source, params, rewards=rewards, seed=seed, clock=clock, on_settled=settled.__setitem__
+    )
+    started = clock.monotonic()
+    with collector:
+        for task, group_id in zip(tasks, group_ids, strict=True):
+            collector.play(task, group_id)
+        while collector.unsettled:
+            collector.turn()
+    stats = collector.take_stats()
+    stats.seconds = clock.monotonic() - started
+    groups = [group for group_id in group_ids if (group := settled[group_id]) is not None]
+    return Collected(groups=groups, stats=stats)
 
 
 def _group_ids(tasks: Sequence[Task], *, step: int, round: int) -> list[str]:
@@ -86,7 +99,6 @@ class _Playing:
     group_id: str
     episodes: dict[int, Episode] = field(default_factory=dict)
     live: dict[int, Attempt] = field(default_factory=dict)
-    dropped: bool = False
 
 
 @dataclass(slots=True)
@@ -97,52 +109,76 @@ class _Wave:
     ready: list[Attempt] = field(default_factory=list)
 
 
-class _Collection:
+class Collector:
+    """Groups go in by `play`, every one comes out once by `on_settled(group_id, group)`: None in place of a group that
+    was dropped. Only `tell` may be called from another thread. Use it as a context; it cancels what is unfinished."""
+
     def __init__(
         self,
         engine: Engine,
         tokens: Tokens,
         source: TaskSource,
-        groups: list[_Playing],
         params: RolloutParams,
+        *,
         rewards: RewardPool,
         seed: int,
         clock: Clock,
+        on_settled: Callable[[str, Group | None], None],
     ) -> None:
-        self.engine, self.tokens, self.groups, self.params = engine, tokens, groups, params
-        self.rewards, self.seed, self.clock = rewards, seed, clock
+        self.engine, self.tokens, self.params = engine, tokens, params
+        self.rewards, self.seed, self.clock, self.on_settled = rewards, seed, clock, on_settled
         self.world = World(source, timeout_s=params.environment_timeout_s, max_threads=params.rollout_batch_size)
         self.stats = RolloutStats()
         self.reports: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self.requests: dict[str, Attempt] = {}
+        self.groups: dict[int, _Playing] = {}
+        self.num_played = 0
         self.in_flight = 0
-        self.unsettled = len(groups)
-        self.waiting = deque(
+        self.waiting: deque[list[Attempt]] = deque()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for request_id in self.requests:
+            self.engine.cancel(request_id)
+        self.world.close()
+
+    @property
+    def unsettled(self) -> int:
+        return len(self.groups)
+
+    def play(self, task: Task, group_id: str) -> None:
+        index = self.num_played
+        self.num_played += 1
+        self.groups[index] = _Playing(task=task, group_id=group_id)
+        self.waiting.extend(
             [Attempt(group_index=index, generation=g, number=0) for g in chunk]
-            for index in range(len(groups))
-            for chunk in _chunks(params.num_generations, params.rollout_batch_size)
+            for chunk in _chunks(self.params.num_generations, self.params.rollout_batch_size)
         )
 
-    def run(self) -> Collected:
-        started = self.clock.monotonic()
-        try:
-            while self.unsettled:
-                self._admit()
-                self._hear(wait=not self.engine.has_work)
-                if self.engine.has_work:
-                    self._decode()
-        finally:
-            for request_id in self.requests:
-                self.engine.cancel(request_id)
-            self.world.close()
-        self.stats.seconds = self.clock.monotonic() - started
-        return Collected(groups=self._finished_groups(), stats=self.stats)
+    def turn(self, *, wait_s: float | None = None) -> None:
+        """Admits, hears what environments and rewards have to say, decodes one token of every running episode. With
+        nothing to decode it waits for news, at most `wait_s`."""
+        self._admit()
+        self._hear(wait=not self.engine.has_work, wait_s=wait_s)
+        if self.engine.has_work:
+            self._decode()
+
+    def tell(self, act: Callable[[], None]) -> None:
+        """Calls `act` in the collector's thread, between two tokens; wakes it if it waits."""
+        self.reports.put(act)
+
+    def take_stats(self) -> RolloutStats:
+        """Since the last call; `seconds` is left to the caller."""
+        taken, self.stats = self.stats, RolloutStats()
+        return taken
 
     # Admission
 
     def _admit(self) -> None:
         while self.waiting and self.in_flight + len(self.waiting[0]) <= self.params.rollout_batch_size:
-            attempts = [a for a in self.waiting.popleft() if not self.groups[a.group_index].dropped]
+            attempts = [a for a in self.waiting.popleft() if a.group_index in self.groups]
             wave = _Wave(expected=len(attempts))
             for attempt in attempts:
                 group = self.groups[attempt.group_index]
@@ -153,18 +189,23 @@ class _Collection:
     def _when_done(self, future: Future[Any], handler: Callable[[Future[Any]], None]) -> None:
         future.add_done_callback(lambda done: self.reports.put(partial(handler, done)))
 
-    def _hear(self, *, wait: bool) -> None:
+    def _hear(self, *, wait: bool, wait_s: float | None) -> None:
         """Handles all reports that are there; with `wait`, at least one. Every call has a deadline, so one comes."""
         if wait:
             began = self.clock.monotonic()
-            self.reports.get()()
-            self.stats.wait_s += self.clock.monotonic() - began
-        while True:
-            try:
-                report = self.reports.get_nowait()
-            except Empty:
-                return
+            news = self._next_report(wait_s)
+            if news is not None:
+                news()
+            if self.groups:
+                self.stats.wait_s += self.clock.monotonic() - began
+        while (report := self._next_report(0)) is not None:
             report()
+
+    def _next_report(self, wait_s: float | None) -> Callable[[], None] | None:
+        try:
+            return self.reports.get(block=wait_s != 0, timeout=wait_s)
+        except Empty:
+            return None
 
     # Environment: start
 
@@ -225,16 +266,17 @@ class _Collection:
 
     def _decode(self) -> None:
         began = self.clock.monotonic()
+        version = self.engine.weight_version
         events = self.engine.step()
         self.stats.generation_s += self.clock.monotonic() - began
         for event in events:
-            self._sampled(event)
+            self._sampled(event, version)
 
-    def _sampled(self, event: TokenEvent) -> None:
+    def _sampled(self, event: TokenEvent, weight_version: int) -> None:
         attempt = self.requests.get(event.request_id)
         if attempt is None:  # cancelled a moment ago
             return
-        attempt.sampled(event.token_id, event.logprob)
+        attempt.sampled(event.token_id, event.logprob, weight_version)
         if event.finish_reason is None:
             return
         del self.requests[event.request_id]
@@ -273,11 +315,10 @@ class _Collection:
             self.stats.environment_timeouts += 1
         else:
             self.stats.environment_failures += 1
-        group = self.groups[attempt.group_index]
         self._note("environment_failed", attempt, describe(error))
         self._leave(attempt)
         if not self._retry(attempt):
-            self._drop(group)
+            self._drop(attempt.group_index)
 
     # Reward
 
@@ -288,8 +329,8 @@ class _Collection:
         self._when_done(future, partial(self._scored, attempt, episode))
 
     def _scored(self, attempt: Attempt, episode: Episode, future: Future[Score]) -> None:
-        group, score = self.groups[attempt.group_index], future.result()
-        if group.dropped:
+        group, score = self.groups.get(attempt.group_index), future.result()
+        if group is None:  # dropped meanwhile
             return
         info = dict(episode.info)
         if score.failures:
@@ -303,12 +344,13 @@ class _Collection:
             episode, reward=score.total, breakdown=dict(score.breakdown), info=info
         )
         if len(group.episodes) == self.params.num_generations:
-            self.unsettled -= 1
+            self._settle(attempt.group_index)
 
     # Bookkeeping
 
     def _is_live(self, attempt: Attempt) -> bool:
-        return self.groups[attempt.group_index].live.get(attempt.generation) is attempt
+        group = self.groups.get(attempt.group_index)
+        return group is not None and group.live.get(attempt.generation) is attempt
 
     def _leave(self, attempt: Attempt) -> None:
         del self.groups[attempt.group_index].live[attempt.generation]
@@ -324,31 +366,30 @@ class _Collection:
         self.waiting.appendleft([again])
         return True
 
-    def _drop(self, group: _Playing) -> None:
-        for attempt in list(group.live.values()):
+    def _drop(self, index: int) -> None:
+        for attempt in list(self.groups[index].live.values()):
             self._leave(attempt)
-        for request_id in [r for r, a in self.requests.items() if self.groups[a.group_index] is group]:
+        for request_id in [r for r, a in self.requests.items() if a.group_index == index]:
             self.engine.cancel(request_id)
             del self.requests[request_id]
-        group.dropped = True
-        self.unsettled -= 1
+        self.stats.dropped_groups += 1
+        self.on_settled(self.groups.pop(index).group_id, None)
+
+    def _settle(self, index: int) -> None:
+        playing = self.groups.pop(index)
+        episodes = tuple(playing.episodes[g] for g in sorted(playing.episodes))
+        if all(e.reward is None and "reward_failures" in e.info for e in episodes):
+            self.stats.dropped_groups += 1
+            self.on_settled(playing.group_id, None)
+            return
+        self._count(episodes)
+        self.on_settled(playing.group_id, Group(group_id=playing.group_id, task=playing.task, episodes=episodes))
 
     def _note(self, what: str, attempt: Attempt, cause: str) -> None:
         group_id = self.groups[attempt.group_index].group_id
         self.stats.failures[f"{what}: {cause}"] += 1
         limit = self.params.max_episode_retries
         logger.warning("%s group=%s retry=%d/%d cause=%s", what, group_id, attempt.number, limit, cause)
-
-    def _finished_groups(self) -> list[Group]:
-        groups = []
-        for playing in self.groups:
-            episodes = tuple(playing.episodes[g] for g in sorted(playing.episodes))
-            if playing.dropped or all(e.reward is None and "reward_failures" in e.info for e in episodes):
-                self.stats.dropped_groups += 1
-                continue
-            groups.append(Group(group_id=playing.group_id, task=playing.task, episodes=episodes))
-            self._count(episodes)
-        return groups
 
     def _count(self, episodes: Sequence[Episode]) -> None:
         self.stats.num_groups += 1

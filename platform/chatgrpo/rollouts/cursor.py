@@ -36,6 +36,11 @@ class DataCursor:
         """The epoch of the next task."""
         return self._place(self.drawn) // self.num_tasks
 
+    @property
+    def place(self) -> int:
+        """Of the next task in the stream; no two draws of any ranks have the same."""
+        return self._place(self.drawn)
+
     def next(self, n: int) -> list[int]:
         """The next `n` task indices of this rank."""
         places = [self._place(self.drawn + i) for i in range(n)]

@@ -7,7 +7,7 @@ pad token that equals EOS, or a tool answer that looks like a completion, cannot
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,12 +17,22 @@ from chatgrpo.messages import Message
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """One reply of the policy: `start`/`end` are its token range in the episode."""
+    """One reply of the policy: `start`/`end` are its token range in the episode.
+
+    `weight_version` sampled its first token. Weights that were swapped in while it was being written are in `swaps`, as
+    (first token that the newer version sampled, that version), oldest first."""
 
     start: int
     end: int
     finish_reason: str
     weight_version: int
+    swaps: tuple[tuple[int, int], ...] = ()
+
+    def versions(self) -> Iterator[tuple[int, int]]:
+        """(weight version, number of tokens that it sampled), in order."""
+        starts = [(self.start, self.weight_version), *self.swaps]
+        for (start, version), (stop, _) in zip(starts, [*starts[1:], (self.end, 0)], strict=True):
+            yield version, stop - start
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,13 +72,20 @@ class Episode:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """All episodes of one visit to one task; `group_id` is explicit and never guessed from the prompt."""
+    """All episodes of one visit to one task; `group_id` is explicit and never guessed from the prompt. `worker`: the
+    rollout worker that played it, "" for the learner itself."""
 
     group_id: str
     task: Task
     episodes: tuple[Episode, ...]
+    worker: str = ""
 
     @property
     def is_zero_variance(self) -> bool:
         """All rewards exactly equal: the group teaches nothing under a centred advantage."""
         return len({e.reward for e in self.episodes if e.reward is not None}) <= 1
+
+    @property
+    def oldest_version(self) -> int | None:
+        """Of the weights that sampled its tokens; None when nothing was sampled."""
+        return min((t.weight_version for e in self.episodes for t in e.turns), default=None)

@@ -24,13 +24,14 @@ _TAIL = 65536
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trajectory:
-    """One episode with the group and the step it belongs to."""
+    """One episode with its group and step. `worker`: the rollout worker that played it, "" for the learner."""
 
     step: int
     group_id: str
     generation: int
     task: Task
     episode: Episode
+    worker: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -38,6 +39,7 @@ class Trajectory:
             "step": self.step,
             "group_id": self.group_id,
             "generation": self.generation,
+            "worker": self.worker,
             "task": {
                 "task_id": self.task.task_id,
                 "messages": [m.to_dict() for m in self.task.messages],
@@ -56,6 +58,7 @@ class Trajectory:
             generation=data["generation"],
             task=Task(**task),
             episode=_episode(data["episode"]),
+            worker=data.get("worker", ""),
         )
 
 
@@ -69,7 +72,12 @@ def append_groups(path: str | Path, groups: Sequence[Group], *, step: int) -> No
         for group in groups:
             for generation, episode in enumerate(group.episodes):
                 trajectory = Trajectory(
-                    step=step, group_id=group.group_id, generation=generation, task=group.task, episode=episode
+                    step=step,
+                    group_id=group.group_id,
+                    generation=generation,
+                    task=group.task,
+                    episode=episode,
+                    worker=group.worker,
                 )
                 # Metadata comes from data sets: what JSON has no word for (dates, arrays) is kept as text.
                 file.write(json.dumps(trajectory.to_dict(), ensure_ascii=False, default=str) + "\n")
@@ -96,7 +104,12 @@ def read_groups(path: str | Path, *, step: int) -> list[Group]:
     for trajectory in read_trajectories(path, step=step):
         groups.setdefault(trajectory.group_id, []).append(trajectory)
     return [
-        Group(group_id=group_id, task=members[0].task, episodes=tuple(t.episode for t in members))
+        Group(
+            group_id=group_id,
+            task=members[0].task,
+            episodes=tuple(t.episode for t in members),
+            worker=members[0].worker,
+        )
         for group_id, members in groups.items()
     ]
 
@@ -149,7 +162,11 @@ def _episode(data: dict[str, Any]) -> Episode:
             "token_ids": tuple(data["token_ids"]),
             "completion_mask": tuple(data["completion_mask"]),
             "logprobs": tuple(data["logprobs"]),
-            "turns": tuple(Turn(**turn) for turn in data["turns"]),
+            "turns": tuple(_turn(turn) for turn in data["turns"]),
             "messages": tuple(Message.from_dict(message) for message in data["messages"]),
         }
     )
+
+
+def _turn(data: dict[str, Any]) -> Turn:
+    return Turn(**{**data, "swaps": tuple((start, version) for start, version in data.get("swaps", ()))})

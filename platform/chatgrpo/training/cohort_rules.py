@@ -21,6 +21,8 @@ def check_cohort(configs: Sequence[TrainConfig]) -> None:
             "deepspeed": config.deepspeed is not None,
             "gradient_checkpointing": config.gradient_checkpointing,
             "fast_path": not config.fast_path,
+            "max_staleness": config.max_staleness > 0,
+            "rollout_workers": config.num_rollout_workers > 0,
             "dtype": config.dtype == "bfloat16",
             "report_to": "wandb" in config.report_to,  # one run a process
         }

@@ -150,10 +150,10 @@ class TrainConfig(Strict):
         True, description="Multiply the KL by the ratio: right off-policy, and what gives k1 and k3 the true gradient."
     )
     entropy_coef: float = Field(0.0, ge=0, description="Weight of the entropy bonus.")
-    sampler_correction: Literal["none", "truncate", "mask", "decoupled"] = Field(
-        "none",
+    sampler_correction: Literal["none", "truncate", "mask", "decoupled"] | None = Field(
+        None,
         description="Weight by the ratio learner/sampler: clamped (TIS), 0 outside its bounds (MIS), or as it is "
-        "(decoupled PPO).",
+        "(decoupled PPO). Empty: truncate when max_staleness is above 0, else none.",
     )
     sampler_correction_level: Literal["token", "sequence"] = Field(
         "token", description="That ratio per token, or multiplied over the sequence."
@@ -221,6 +221,31 @@ class TrainConfig(Strict):
     early_stopping: EarlyStopping | None = Field(None, description="Needs eval_steps.")
     divergence: Divergence = Field(default_factory=Divergence, description="When a run counts as broken.")
 
+    # Rollouts beside the learner
+    max_staleness: int = Field(
+        0,
+        ge=0,
+        le=16,
+        description="Updates that the weights behind a trained token may be old. 0: each step waits for its rollouts; "
+        "above: rollout workers play ahead while the learner learns.",
+    )
+    rollout_workers: int | None = Field(
+        None,
+        ge=0,
+        description="Inference engines beside each training worker; empty: 1 when max_staleness is above 0, else 0 "
+        "(the learner's own engine plays, and its update reuses the activations).",
+    )
+    rollout_resources: Resources = Field(default_factory=Resources, description="Per rollout worker.")
+    rollout_restarts: int = Field(
+        3, ge=0, description="Times that a lost rollout worker is started again, counted for each."
+    )
+    rollout_timeout_s: float = Field(
+        120.0, gt=4, description="A rollout worker that says nothing for so long counts as lost; it speaks every 2 s."
+    )
+    rollout_start_timeout_s: float = Field(
+        600.0, gt=0, description="The run fails when no rollout worker has come up for so long."
+    )
+
     # Where it runs
     num_workers: int = Field(1, ge=1, description="Ray Train workers.")
     min_workers: int | None = Field(
@@ -235,13 +260,23 @@ class TrainConfig(Strict):
 
     @property
     def tape_gb(self) -> float:
-        """Memory for activations of the rollout; only our engine leaves any."""
-        return self.reuse_activations_gb if self.engine == "torch" else 0.0
+        """Memory for activations of the rollout; only our engine in the learner's own process leaves any."""
+        return self.reuse_activations_gb if self.engine == "torch" and not self.num_rollout_workers else 0.0
 
     @property
     def ratio_level(self) -> Literal["token", "sequence"]:
         """Level of the importance ratio that the loss really uses."""
         return "sequence" if self.loss_type == "gspo" else self.importance_sampling_level
+
+    @property
+    def num_rollout_workers(self) -> int:
+        """Beside each training worker."""
+        return min(1, self.max_staleness) if self.rollout_workers is None else self.rollout_workers
+
+    @property
+    def correction(self) -> Literal["none", "truncate", "mask", "decoupled"]:
+        """The sampler correction that the loss really uses."""
+        return self.sampler_correction or ("truncate" if self.max_staleness else "none")
 
     @property
     def clip_range_high(self) -> float:
@@ -309,6 +344,31 @@ class TrainConfig(Strict):
                 f"vllm.context_window: {self.vllm.context_window} is shorter than max_episode_length "
                 f"({self.max_episode_length}); raise it or remove it"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _rollouts_are_somebodys(self) -> Self:
+        if self.max_staleness and self.rollout_workers == 0:
+            raise ValueError(
+                f"rollout_workers: 0 leaves nobody to play ahead with max_staleness {self.max_staleness}; write 1 or "
+                "more, or max_staleness: 0"
+            )
+        if self.num_rollout_workers and self.engine != "torch":
+            raise ValueError(
+                f"engine: rollout workers generate with torch, not with {self.engine}; write engine: torch, or "
+                "max_staleness: 0 and no rollout_workers"
+            )
+        if self.num_rollout_workers:
+            default = type(self).model_fields["reuse_activations_gb"].default
+            if self.reuse_activations_gb not in (0, default):
+                raise ValueError(
+                    f"reuse_activations_gb: {self.reuse_activations_gb} is for rollouts of the learner's own engine; "
+                    "remove it, or write max_staleness: 0 and no rollout_workers"
+                )
+            return self
+        for name in ("rollout_resources", "rollout_restarts", "rollout_timeout_s", "rollout_start_timeout_s"):
+            if getattr(self, name) != type(self).model_fields[name].get_default(call_default_factory=True):
+                raise ValueError(f"{name}: there are no rollout workers; set max_staleness or rollout_workers")
         return self
 
     @model_validator(mode="after")

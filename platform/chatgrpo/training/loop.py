@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,12 @@ from chatgrpo.jobs.run_folder import RunFolder
 from chatgrpo.monitoring.tracing import trace_operation
 from chatgrpo.rewards.pool import RewardPool
 from chatgrpo.rewards.rubric import Rubric
-from chatgrpo.rollouts.collector import collect
 from chatgrpo.rollouts.cursor import DataCursor
-from chatgrpo.rollouts.episode import Group
+from chatgrpo.rollouts.fleet import Fleet, ThreadFleet
 from chatgrpo.rollouts.params import RolloutParams
-from chatgrpo.rollouts.sampling import decide
 from chatgrpo.rollouts.stats import RolloutStats
 from chatgrpo.rollouts.trajectories import append_groups
+from chatgrpo.rollouts.worker import Order
 from chatgrpo.training import ranks
 from chatgrpo.training.allocator import release_freed_memory
 from chatgrpo.training.checkpoint import RunState, load_checkpoint, load_weights, save_checkpoint
@@ -51,6 +51,8 @@ from chatgrpo.training.optimization import Optimization, TorchOptimization
 from chatgrpo.training.policy import Policy
 from chatgrpo.training.precision import compute_dtype, device_of_rank
 from chatgrpo.training.rollout_engine import RolloutEngine, build_engine
+from chatgrpo.training.rollout_sampler import build_sampler
+from chatgrpo.training.rollouts import FleetRollouts, MakeFleet, OwnRollouts, Rollouts, orders_of, over_ranks
 from chatgrpo.training.scoring import score
 from chatgrpo.training.step_gauge import StepGauge
 from chatgrpo.training.tracking import Trackers
@@ -111,7 +113,13 @@ class Run:
     """Everything of one run on one rank. `shared`: what it has in common with the other runs of a cohort."""
 
     def __init__(
-        self, config: TrainConfig, place: Place, report: Report, *, shared: SharedEngine | None = None
+        self,
+        config: TrainConfig,
+        place: Place,
+        report: Report,
+        *,
+        shared: SharedEngine | None = None,
+        make_fleet: MakeFleet | None = None,
     ) -> None:
         self.config, self.place, self._report = config, place, report
         self.folder = RunFolder(place.run_dir)
@@ -160,6 +168,9 @@ class Run:
         )
         self.state = RunState()
         self.trackers: Trackers | None = None
+        self._make_fleet = make_fleet or self._threads
+        self._orders: list[Order] = []
+        self.rollouts: Rollouts | None = None
 
     def resume(self) -> None:
         """Continues from the newest whole checkpoint of the run folder, if there is one."""
@@ -169,8 +180,11 @@ class Run:
             self.state = load_checkpoint(path, self.policy, self.optimization)
             self.policy.weights_changed()
             self.cursor.load_state_dict(self.state.cursor_of(ranks.rank(), ranks.world_size()))
+            self._orders = orders_of(self.state.cursors, rank=ranks.rank(), world_size=ranks.world_size())
             self.learner.num_updates = self.state.num_updates
             self.engine.weights_changed(self.state.step)
+            if self._orders and not self.config.num_rollout_workers:
+                logger.warning("resume without rollout workers: %d drawn tasks are not played", len(self._orders))
             logger.info("resume run=%s step=%d checkpoint=%s", self.place.run_id, self.state.step, path.name)
 
     def train(self) -> Outcome:
@@ -185,6 +199,8 @@ class Run:
                 home=self.place.home,
                 resume_step=state.step or -1,
             )
+        self.rollouts = self._rollouts()
+        self.rollouts.begin(state.step)
         if not state.evaluations and config.num_eval_prompts:
             self._evaluate({})
         reason, stopped, diverged = "", False, False
@@ -224,30 +240,65 @@ class Run:
         )
 
     def close(self, *, succeeded: bool) -> None:
+        if self.rollouts:
+            self.rollouts.close()
         self.rewards.close()
         self.engine.close()
         if self.trackers:
             self.trackers.close(succeeded=succeeded)
 
+    def _rollouts(self) -> Rollouts:
+        if not self.config.num_rollout_workers:
+            return OwnRollouts(
+                self.config,
+                engine=self.engine,
+                tokens=self.template,
+                tasks=self.tasks,
+                rewards=self.rewards,
+                cursor=self.cursor,
+                policy=self.policy,
+                optimization=self.optimization,
+            )
+        return FleetRollouts(
+            self.config,
+            self._make_fleet(self.config),
+            tasks=self.tasks,
+            cursor=self.cursor,
+            policy=self.policy,
+            optimization=self.optimization,
+            total_steps=self.total_steps,
+            orders=self._orders,
+        )
+
+    def _threads(self, config: TrainConfig) -> Fleet:
+        """Rollout workers in this process, for a run that is a function call."""
+        return ThreadFleet(
+            partial(build_sampler, config, models_dir=self.place.models_dir, runs_dir=self.place.runs_dir)
+        )
+
     # One step
 
     def _step(self) -> dict[str, float]:
+        assert self.rollouts is not None
         began = time.monotonic()
         with trace_operation("training.rollout", component="trainer"):
-            groups, stats = self._collect()
+            collected = self.rollouts.collect(self.state.step)
+        groups = collected.groups
         generated = time.monotonic()
         scored = score(self.config, groups, self.rewards.rubric.weights)
         with trace_operation("training.update", component="trainer"):
             update = self.learner.update([g.episodes for g in groups], scored.advantages)
         self.state.step += 1
+        self.rollouts.weights_changed(self.state.step)
         self.engine.weights_changed(self.state.step)
         release_freed_memory()
         updated = time.monotonic()
-        stats = sum(ranks.gather(stats), RolloutStats())
+        stats = sum(ranks.gather(collected.stats), RolloutStats())
         append_groups(self.folder.trajectories(ranks.rank()), groups, step=self.state.step)
         return {
             **stats.metrics(),
-            **self.rewards.take_metrics(),
+            **collected.rewards,
+            **over_ranks(collected.figures),
             **scored.metrics,
             **update.metrics,
             "rows_trained": float(update.num_rows_trained),
@@ -260,34 +311,6 @@ class Run:
             "time/update_s": updated - generated,
             "time/step_s": time.monotonic() - began,
         }
-
-    def _collect(self) -> tuple[list[Group], RolloutStats]:
-        """This rank's groups for one step; with dynamic sampling, rounds of new tasks in place of useless groups."""
-        config, wanted = self.config, self.config.prompts_per_step // ranks.world_size()
-        played: list[Group] = []
-        stats = RolloutStats()
-        missing, round_index = wanted, 0
-        with self.optimization.whole_weights(), self.policy.autocast(), self.engine.recording(self.policy.tape):
-            while True:
-                collected = collect(
-                    self.engine,
-                    self.template,
-                    self.tasks,
-                    [self.tasks.task(i) for i in self.cursor.next(missing)],
-                    self.params,
-                    rewards=self.rewards,
-                    seed=config.seed,
-                    step=self.state.step,
-                    round=round_index,
-                )
-                played += collected.groups
-                stats = stats + collected.stats
-                if not config.dynamic_sampling:
-                    return played, stats
-                decision = decide(played, wanted=wanted, round=round_index, max_rounds=config.max_resample_rounds)
-                if decision.done:
-                    return list(decision.keep), stats
-                missing, round_index = decision.resample, round_index + 1
 
     # Reports
 
@@ -333,7 +356,8 @@ class Run:
         return ""
 
     def _save(self) -> Path:
-        self.state.cursors = ranks.gather(self.cursor.state_dict())
+        assert self.rollouts is not None
+        self.state.cursors = ranks.gather(self.rollouts.state())
         self.state.num_updates = self.learner.num_updates
         latest = {"eval_reward": self.state.evaluations[-1][1].reward} if self._evaluated_now() else {}
         path = save_checkpoint(self.folder.checkpoints, self.state, self.policy, self.optimization, metrics=latest)
@@ -383,10 +407,11 @@ class Run:
         return None if self.state.evaluations[-1][1].reward >= best.metrics["eval_reward"] else best
 
 
-def train(config: TrainConfig, place: Place, report: Report) -> Outcome:
-    """Runs or resumes a run in this process, one of `world_size` ranks. Raises PlatformError for a user's mistake."""
+def train(config: TrainConfig, place: Place, report: Report, make_fleet: MakeFleet | None = None) -> Outcome:
+    """Runs or resumes a run in this process, one of `world_size` ranks. `make_fleet`: where its rollout workers are, if
+    it has any; threads of this process by default. Raises PlatformError for a user's mistake."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    return carry_out(Run(config, place, report))
+    return carry_out(Run(config, place, report, make_fleet=make_fleet))
 
 
 def carry_out(run: Run) -> Outcome:

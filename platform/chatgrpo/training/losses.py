@@ -158,11 +158,11 @@ def _sampler_weight(config: TrainConfig, batch: TokenBatch) -> tuple[Tensor | No
     weight_N = log_rho_N = None
     if batch.sampler_logprobs_N is not None:
         log_rho_N = sampler_log_ratio(batch.old_logprobs_N, batch.sampler_logprobs_N)
-    if log_rho_N is not None and config.sampler_correction != "none":
+    if log_rho_N is not None and config.correction != "none":
         rho_N = sampler_ratio(log_rho_N, batch.row_N, level=config.sampler_correction_level)
         weight_N = correction_weight(
             rho_N,
-            correction=config.sampler_correction,
+            correction=config.correction,
             cap=config.sampler_correction_cap,
             floor=config.sampler_correction_floor,
         )
@@ -185,5 +185,5 @@ def _check_inputs(
         raise ValueError(f"beta is {config.beta}: pass ref_logprobs_N")
     if config.entropy_coef and entropy_N is None:
         raise ValueError(f"entropy_coef is {config.entropy_coef}: pass entropy_N")
-    if config.sampler_correction != "none" and sampler_logprobs_N is None:
-        raise ValueError(f"sampler_correction is {config.sampler_correction!r}: pass sampler_logprobs_N")
+    if config.correction != "none" and sampler_logprobs_N is None:
+        raise ValueError(f"sampler_correction is {config.correction!r}: pass sampler_logprobs_N")

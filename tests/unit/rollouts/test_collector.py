@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from chatgrpo.clock import SystemClock
 from chatgrpo.environments.base import Environment, SingleTurn, Step, Task
 from chatgrpo.errors import InvalidRequest
 from chatgrpo.inference.engine import FinishReason, GenerationRequest
@@ -18,7 +19,8 @@ from chatgrpo.rewards.config import EnvironmentReward, NumericReward, PluginRewa
 from chatgrpo.rewards.pool import RewardPool
 from chatgrpo.rewards.registry import reward
 from chatgrpo.rewards.rubric import Rubric
-from chatgrpo.rollouts.collector import Collected, collect
+from chatgrpo.rollouts.collector import Collected, Collector, collect
+from chatgrpo.rollouts.episode import Group
 from chatgrpo.rollouts.params import RolloutParams
 from tests.fakes import ByteTokens, FakeEngine
 
@@ -308,7 +310,7 @@ def test_weight_version_is_that_of_each_turn() -> None:
 
     steps = [Step(messages=(tool("t"),)), Step(done=True)]
     result = play(Updated(lambda r: "a"), Source(lambda t: Scripted(t, steps), inline=True), num_generations=1)
-    assert [t.weight_version for t in result.groups[0].episodes[0].turns] == [0, 1]
+    assert [t.weight_version for t in result.groups[0].episodes[0].turns] == [1, 2]
 
 
 @reward("test_collector_fails_first")
@@ -338,3 +340,42 @@ def test_params_take_the_fields_of_the_training_configuration() -> None:
     params = RolloutParams.from_config(TrainConfig(num_generations=4, stop=["\n"], temperature=0.5))
     assert (params.num_generations, params.stop, params.temperature) == (4, ("\n",), 0.5)
     assert params.max_completion_length == TrainConfig().max_completion_length
+
+
+def test_groups_are_played_as_they_are_asked_for_and_tokens_know_the_weights_that_sampled_them() -> None:
+    engine, source = FakeEngine(lambda request: "0123"), Source(inline=True)
+    pool = RewardPool(Rubric([NumericReward()]), timeout_s=30.0)
+    settled: dict[str, Group | None] = {}
+    collector = Collector(
+        engine,
+        ByteTokens(),
+        source,
+        RolloutParams(num_generations=2),
+        rewards=pool,
+        seed=7,
+        clock=SystemClock(),
+        on_settled=settled.__setitem__,
+    )
+
+    def swap() -> None:
+        engine.weight_version = 5
+
+    with collector:
+        collector.play(source.task(0), "first")
+        collector.turn()
+        collector.turn()
+        collector.tell(swap)
+        collector.play(source.task(1), "second")
+        while collector.unsettled:
+            collector.turn()
+    pool.close()
+    assert set(settled) == {"first", "second"}
+    first, second = settled["first"], settled["second"]
+    assert first is not None
+    assert second is not None
+    (turn,) = first.episodes[0].turns
+    assert (turn.weight_version, turn.swaps, list(turn.versions())) == (0, ((7, 5),), [(0, 2), (5, 3)])
+    assert first.oldest_version == 0
+    # Its first token was sampled after the swap.
+    assert [(t.weight_version, t.swaps) for e in second.episodes for t in e.turns] == [(5, ())] * 2
+    assert collector.take_stats().num_groups == 2

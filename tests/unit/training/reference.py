@@ -67,13 +67,13 @@ def token_loss(config: TrainConfig, d: Dense, i: int, t: int) -> Tensor:
         gap = sum((torch.nan_to_num(d.sampler[i, u]) - d.logprobs[i, u]).item() * known(u) for u in times) / n_i
         if a < 0 and gap > config.off_policy_mask_threshold:
             loss = loss * 0.0
-    if config.sampler_correction != "none":
+    if config.correction != "none":
         near = times if config.sampler_correction_level == "sequence" else [t]
         rho = math.exp(sum(float(d.old[i, u] - torch.nan_to_num(d.sampler[i, u])) * known(u) for u in near))
         low, high = config.sampler_correction_floor, config.sampler_correction_cap
-        if config.sampler_correction == "truncate":
+        if config.correction == "truncate":
             rho = min(max(rho, low), high)
-        elif config.sampler_correction == "mask" and not low <= rho <= high:
+        elif config.correction == "mask" and not low <= rho <= high:
             rho = 0.0
         loss = loss * rho
     if config.beta:

@@ -15,7 +15,18 @@ from chatgrpo.training.cohort_rules import check_cohort
 from chatgrpo.training.config import TrainConfig
 
 # What decides where a trial runs and who may see it is the sweep's business.
-_FIXED = ("num_workers", "min_workers", "resources", "priority", "experiment_name", "deepspeed", "max_runtime_hours")
+_FIXED = (
+    "num_workers",
+    "min_workers",
+    "resources",
+    "max_staleness",
+    "rollout_workers",
+    "rollout_resources",
+    "priority",
+    "experiment_name",
+    "deepspeed",
+    "max_runtime_hours",
+)
 
 
 def trial_config(train: Mapping[str, Any], params: Mapping[str, Any]) -> TrainConfig:
