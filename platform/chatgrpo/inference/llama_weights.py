@@ -54,14 +54,16 @@ class Fused:
     """Projections of the same input, stacked: y = x W^T + b. The layers' own parameters become views of the stack.
 
     `base`: the same site of a model whose parameters these modules share. Its stack serves both, and adapters are
-    multiplied apart instead of being merged into a copy of it."""
+    multiplied apart instead of being merged into a copy of it. `only_speaks`: the packed copy is all that is kept; the
+    modules' own weights are then shapes without content."""
 
-    def __init__(self, modules: list[Any], base: Fused | None = None) -> None:
+    def __init__(self, modules: list[Any], base: Fused | None = None, *, only_speaks: bool = False) -> None:
         stops = torch.tensor([_base(m).weight.shape[0] for m in modules]).cumsum(0).tolist()
         self.projections = [Projection(m, a, b) for m, a, b in zip(modules, [0, *stops], stops, strict=False)]
         self.has_adapters = any(p.adapter is not None for p in self.projections)
         self.merges = base is None
         self._base = base
+        self._only_speaks = False
         self._spoken: Tensor | Panels | None = None
         self.weight: Tensor
         self.bias: Tensor | None
@@ -71,6 +73,10 @@ class Fused:
         biases = [p.base.bias for p in self.projections]
         self.weight = torch.cat([p.base.weight.detach() for p in self.projections])
         self.bias = None if biases[0] is None else torch.cat([b.detach() for b in biases])
+        self._only_speaks = only_speaks
+        if only_speaks:
+            self._spoken = products.pack(self._merged())
+            self.weight = self.weight.new_zeros(1).expand(self.weight.shape)
         for p in self.projections:
             p.base.weight.data = self.weight[p.start : p.stop]
             if self.bias is not None:
@@ -78,7 +84,8 @@ class Fused:
 
     def release(self) -> None:
         """Forgets the packed copy: after its weights changed, or because something else wants the memory."""
-        self._spoken = None
+        if not self._only_speaks:
+            self._spoken = None
 
     @property
     def spoken(self) -> Tensor | Panels:
@@ -144,9 +151,11 @@ class Layer:
 class LlamaWeights:
     """Of a causal LM, with or without LoRA layers inside. Make it with `of`, which knows what it cannot do.
 
-    `base`: those of the model without LoRA layers whose parameters this one shares (see `SharedBase`)."""
+    `base`: those of the model without LoRA layers whose parameters this one shares (see `SharedBase`). `only_speaks`:
+    for chat, which never changes them: the layers' weights are held packed and in no other way, so the model's own
+    modules can compute nothing any more."""
 
-    def __init__(self, causal_lm: Any, base: LlamaWeights | None = None) -> None:
+    def __init__(self, causal_lm: Any, base: LlamaWeights | None = None, *, only_speaks: bool = False) -> None:
         config, decoder = causal_lm.config, causal_lm.get_decoder()
         self.num_heads = int(config.num_attention_heads)
         self.num_kv_heads = int(config.num_key_value_heads)
@@ -161,7 +170,8 @@ class LlamaWeights:
         self.final_norm: nn.Parameter = decoder.norm.weight
         self.rotary = decoder.rotary_emb
         self.layers: list[Layer] = [
-            self._layer(layer, base.layers[index] if base else None) for index, layer in enumerate(decoder.layers)
+            self._layer(layer, base.layers[index] if base else None, only_speaks=only_speaks)
+            for index, layer in enumerate(decoder.layers)
         ]
         # A loaded model is a mapped file; with the last parameter that points into it, its pages leave memory.
         fused = {p.base.weight.data_ptr() for layer in self.layers for site in layer.sites() for p in site.projections}
@@ -174,9 +184,9 @@ class LlamaWeights:
         self._kernel: DecodeKernel | None = None
 
     @staticmethod
-    def of(causal_lm: Any, base: LlamaWeights | None = None) -> LlamaWeights | None:
+    def of(causal_lm: Any, base: LlamaWeights | None = None, *, only_speaks: bool = False) -> LlamaWeights | None:
         """None for a model that is wired in another way; it then takes the general path."""
-        return LlamaWeights(causal_lm, base) if _fits(causal_lm) else None
+        return LlamaWeights(causal_lm, base, only_speaks=only_speaks) if _fits(causal_lm) else None
 
     def release(self) -> None:
         """Forgets the packed copies, after the weights changed or when something else wants the memory; whoever speaks
@@ -204,16 +214,20 @@ class LlamaWeights:
             return torch.addmm(weight, adapter.b_OR, adapter.a_RI, alpha=adapter.scale)
         return weight.detach()
 
-    def _layer(self, layer: Any, base: Layer | None) -> Layer:
+    def _layer(self, layer: Any, base: Layer | None, *, only_speaks: bool) -> Layer:
         attention, mlp = layer.self_attn, layer.mlp
         has_norms = hasattr(attention, "q_norm")
         return Layer(
             input_norm=layer.input_layernorm.weight,
-            qkv=Fused([attention.q_proj, attention.k_proj, attention.v_proj], base.qkv if base else None),
-            out=Fused([attention.o_proj], base.out if base else None),
+            qkv=Fused(
+                [attention.q_proj, attention.k_proj, attention.v_proj],
+                base.qkv if base else None,
+                only_speaks=only_speaks,
+            ),
+            out=Fused([attention.o_proj], base.out if base else None, only_speaks=only_speaks),
             post_norm=layer.post_attention_layernorm.weight,
-            gate_up=Fused([mlp.gate_proj, mlp.up_proj], base.gate_up if base else None),
-            down=Fused([mlp.down_proj], base.down if base else None),
+            gate_up=Fused([mlp.gate_proj, mlp.up_proj], base.gate_up if base else None, only_speaks=only_speaks),
+            down=Fused([mlp.down_proj], base.down if base else None, only_speaks=only_speaks),
             head_norms=(attention.q_norm.weight, attention.k_norm.weight) if has_norms else None,
         )
 

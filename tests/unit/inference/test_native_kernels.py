@@ -173,6 +173,22 @@ def test_without_kernels_the_engine_says_the_same(tiny: LoadedModel, without: py
     assert said[0] == said[1]
 
 
+def test_weights_that_only_speak_say_the_same_and_hold_nothing_twice(tiny: LoadedModel) -> None:
+    said = []
+    for only_speaks in (False, True):
+        weights = LlamaWeights.of(tiny.model, only_speaks=only_speaks)
+        engine = TorchEngine(tiny.model, tiny.template, weights=weights)
+        params = SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True)
+        engine.add(GenerationRequest(request_id="0", prompt_ids=tuple(range(5, 30)), params=params))
+        events = []
+        while engine.has_work:
+            events += engine.step()
+        said.append([e.token_id for e in events])
+    assert said[0] == said[1]
+    held = {p.untyped_storage().nbytes() for n, p in tiny.model.named_parameters() if "_proj" in n}
+    assert held == {4}, "a float each stands for the layers' weights"
+
+
 def test_no_compiler_means_no_kernels(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     assert build.library.__wrapped__() is None
