@@ -13,6 +13,7 @@ import hashlib
 import mmap
 import os
 import struct
+import tempfile
 from pathlib import Path
 from typing import Final
 
@@ -125,17 +126,15 @@ class WindowTable:
 
 
 def _make(path: Path) -> None:
-    """Linked into place whole, with its space on the disk: two processes that start together must not make two, and a
-    full disk must be an error here, not a signal later."""
+    """Linked into place whole, with its space on the disk: two that start together, also in one process, must not make
+    two, and a full disk must be an error here, not a signal later."""
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    mine = path.with_name(f"{path.name}.{os.getpid()}")
-    with mine.open("w+b") as file:
+    # It goes with its last name: the file itself stays under `path`.
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f"{path.name}.") as file:
         os.posix_fallocate(file.fileno(), 0, _HEADER.size + NUM_ENTRIES * _ENTRY.size)
         file.write(_HEADER.pack(_MAGIC, os.urandom(16)))
-    try:
+        file.flush()
         with contextlib.suppress(FileExistsError):
-            os.link(mine, path)
-    finally:
-        mine.unlink()
+            os.link(file.name, path)
