@@ -22,7 +22,7 @@ from chatgrpo.rollouts.trajectories import read_trajectories
 from chatgrpo.training.config import TrainConfig
 from chatgrpo.training.loop import Outcome, Place, train
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300), pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(180), pytest.mark.filterwarnings("ignore")]
 
 # The toy, in threads, whose tool does not answer while the file HOLD is there. Who plays it leaves its process id.
 PLUGIN = """
@@ -115,7 +115,7 @@ def test_a_killed_worker_and_one_that_hangs_lose_and_double_no_group(
         victims[1].send_signal(signal.SIGSTOP)
     finally:
         hold.unlink(missing_ok=True)
-        running.join(timeout=200)
+        running.join(timeout=120)
         for process in victims:
             if process.is_running():
                 os.kill(process.pid, signal.SIGKILL)
