@@ -87,10 +87,9 @@ def spread_reward(task: Task, episode: Episode) -> float:
 def settings(tasks: Path, *, staleness: int, steps: int, latency_s: float) -> dict[str, Any]:
     threads, beside = THREADS, {}
     if staleness:
-        threads = int(os.environ.get("LT", 1))
-        beside = {"rollout_resources": {"threads_per_worker": int(os.environ.get("WT", 1))}}
+        threads, beside = 1, {"rollout_resources": {"threads_per_worker": 1}}
     return {
-        "model": os.environ.get("BM", MODEL),
+        "model": MODEL,
         "environment": {
             "type": "plugin",
             "name": "bench_slow_tool",

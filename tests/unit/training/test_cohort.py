@@ -129,6 +129,8 @@ def test_an_engine_that_breaks_fails_every_run(
         ({"fast_path": False}, "fast_path"),
         ({"gradient_checkpointing": True}, "gradient_checkpointing"),
         ({"deepspeed": {}}, "deepspeed"),
+        ({"max_staleness": 1}, "max_staleness"),
+        ({"rollout_workers": 1}, "rollout_workers"),
     ],
 )
 def test_what_cannot_share_is_refused_by_name(
