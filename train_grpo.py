@@ -16,6 +16,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,9 @@ def _worker(setup: dict[str, Any]) -> None:
     place = Place(run_id=setup["run_id"], home=home, run_dir=home / "runs" / setup["run_id"])
     report = _Reporter(setup["run_id"], setup["attempt"])
     configure_tracing("trainer", otlp_endpoint=setup["otlp_endpoint"], sample_ratio=setup["trace_sample_ratio"])
-    with trace_operation("training.worker", component="trainer", parent=setup["trace"]) as span:
+    # An earlier attempt that was killed a moment ago may not have noticed yet.
+    alone = RunFolder(place.run_dir).held() if ranks.rank() == 0 else nullcontext()
+    with alone, trace_operation("training.worker", component="trainer", parent=setup["trace"]) as span:
         span.set_attribute("rank", ranks.rank())
         outcome = train(config, place, report, partial(RayFleet, setup))
     flush_tracing()

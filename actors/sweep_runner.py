@@ -24,13 +24,15 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialSch
 from ray.tune.search import BasicVariantGenerator
 from ray.tune.search.optuna import OptunaSearch
 
+from actors.population import PopulationScheduler
 from chatgrpo.config import PlatformConfig
 from chatgrpo.errors import InvalidRequest, PlatformError
 from chatgrpo.jobs.run_folder import RunFolder
+from chatgrpo.jobs.sweeps import inheritance
 from chatgrpo.jobs.sweeps import job as sweep_job
-from chatgrpo.jobs.sweeps.config import Asha, Choice, Dimension, LogUniform, RandInt, SweepConfig, Uniform
+from chatgrpo.jobs.sweeps.config import Asha, Choice, Dimension, LogUniform, Pbt, RandInt, SweepConfig, Uniform
 from chatgrpo.jobs.sweeps.space import trial_config
-from chatgrpo.jobs.sweeps.table import Table, TrialState
+from chatgrpo.jobs.sweeps.table import Table, Trial, TrialState
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +73,7 @@ def run_sweep(
                 mode=sweep.mode,
                 num_samples=sweep.num_samples,
                 search_alg=_search(sweep),
-                scheduler=_scheduler(sweep),
+                scheduler=_scheduler(sweep, sweep_id, platform.runs_dir),
                 time_budget_s=sweep.max_runtime_hours * 3600 if sweep.max_runtime_hours else None,
                 max_concurrent_trials=sweep.max_concurrent,
             ),
@@ -120,6 +122,10 @@ class TableKeeper(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
     ) -> None:
+        if trial.status == TuneTrial.PAUSED:
+            # It takes over from another. The scheduler of the population has written that down; this result is past.
+            self._table = Table.load(self._path) or self._table
+            return
         self._table.report(trial.trial_id, result)
         self._table.save(self._path)
 
@@ -168,11 +174,17 @@ def _trial_function(
     base, metric = sweep.train.model_dump(mode="json"), sweep.metric
 
     def trial(params: dict[str, Any]) -> None:
-        name = run_id(sweep_id, tune.get_context().get_trial_id())
+        trial_id = tune.get_context().get_trial_id()
+        name = run_id(sweep_id, trial_id)
         folder = RunFolder.of(platform.runs_dir, name)
         try:
-            config = trial_config(base, params)
+            # Tune writes down what it knows now and then, the table is written at once.
+            row = _row(platform.runs_dir, sweep_id, trial_id)
+            config = trial_config(base, row.params if row else params)
             folder.prepare(config.model_dump(mode="json"))
+            if row and row.takeovers:
+                with folder.held():
+                    inheritance.adopt(folder, row.takeovers)
             train(config, run_id=name, platform=platform, callbacks=[MetricCallback(metric)])
             told = [line for line in folder.read_metrics() if metric in line]
             if not told:
@@ -189,6 +201,11 @@ def _trial_function(
     return trial
 
 
+def _row(runs_dir: Path, sweep_id: str, trial_id: str) -> Trial | None:
+    table = Table.load(sweep_job.table_path(RunFolder.of(runs_dir, sweep_id)))
+    return table.trials.get(trial_id) if table else None
+
+
 def _tune_dimension(dimension: Dimension) -> Any:
     match dimension:
         case LogUniform():
@@ -202,20 +219,24 @@ def _tune_dimension(dimension: Dimension) -> Any:
 
 
 def _search(sweep: SweepConfig) -> Any:
-    if sweep.search == "random":
+    if sweep.search == "random" or isinstance(sweep.scheduler, Pbt):
         return BasicVariantGenerator(random_state=sweep.seed, max_concurrent=sweep.max_concurrent)
     return OptunaSearch(metric=sweep.metric, mode=sweep.mode, seed=sweep.seed)
 
 
-def _scheduler(sweep: SweepConfig) -> TrialScheduler:
-    if not isinstance(sweep.scheduler, Asha):
-        return FIFOScheduler()  # type: ignore[no-untyped-call]
-    return AsyncHyperBandScheduler(
-        time_attr="step",
-        max_t=sweep.scheduler.max_steps or sweep.train.max_steps or 1,
-        grace_period=sweep.scheduler.grace_steps,
-        reduction_factor=sweep.scheduler.reduction_factor,
-    )
+def _scheduler(sweep: SweepConfig, sweep_id: str, runs_dir: Path) -> TrialScheduler:
+    match sweep.scheduler:
+        case Asha():
+            return AsyncHyperBandScheduler(
+                time_attr="step",
+                max_t=sweep.scheduler.max_steps or sweep.train.max_steps or 1,
+                grace_period=sweep.scheduler.grace_steps,
+                reduction_factor=sweep.scheduler.reduction_factor,
+            )
+        case Pbt():
+            return PopulationScheduler(sweep, sweep_id, runs_dir)
+        case _:
+            return FIFOScheduler()  # type: ignore[no-untyped-call]
 
 
 class _Watch:

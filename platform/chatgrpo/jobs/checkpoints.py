@@ -40,6 +40,11 @@ def folder(root: Path, step: int) -> Path:
     return root / f"step-{step:08d}"
 
 
+def step_of(path: Path) -> int:
+    """The step of a checkpoint from its name."""
+    return int(path.name.removeprefix("step-"))
+
+
 def save_atomic(
     target: Path,
     write: Callable[[Path], None],

@@ -6,14 +6,18 @@ stop                written by the scheduler: "preempt", "resize" or "pause". Th
 metrics.jsonl       appended by the run, one line a step: {"step", "total_steps", "eta_s", "reward", ...}
 trajectories-<rank>.jsonl  appended by each worker of the run, one episode a line
 checkpoints/        complete checkpoints only (see checkpoints.py)
+lock                held by the process that trains, for as long as it lives
 result.json         written last by the run: {"status": "succeeded" | "failed" | "stopped", "error", "cause", ...}
 log-<attempt>.txt   what the run printed, kept by the scheduler when the run has ended
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -56,6 +60,22 @@ class RunFolder:
 
     def log(self, attempt: int) -> Path:
         return self.path / f"log-{attempt}.txt"
+
+    @contextlib.contextmanager
+    def held(self, *, timeout_s: float = 300.0) -> Iterator[None]:
+        """Only one process at a time writes into the folder: waits for one that was told to end and has not yet. The
+        lock goes with its process, and is not inherited by children. Raises TimeoutError."""
+        deadline = time.monotonic() + timeout_s
+        with (self.path / "lock").open("w") as lock:
+            while True:
+                try:
+                    fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except OSError as error:
+                    if time.monotonic() > deadline:
+                        raise TimeoutError(f"another process still writes into {self.path}") from error
+                time.sleep(0.1)
+            yield
 
     def prepare(self, config: dict[str, Any]) -> None:
         """Makes the folder ready for a new attempt; checkpoints and metrics of earlier ones stay."""

@@ -75,13 +75,34 @@ class Asha(Strict):
     max_steps: int | None = Field(None, ge=1, description="Steps of a whole trial; empty: train.max_steps.")
 
 
+class Pbt(Strict):
+    """Population based training (arXiv:1711.09846): all trials train at once; now and then the worst take over the
+    policy of one of the best and go on with changed values."""
+
+    type: Literal["pbt"] = "pbt"
+    interval_steps: int = Field(10, ge=1, description="Steps from one comparison with the other trials to the next.")
+    quantile: float = Field(
+        0.25, gt=0, le=0.5, description="Share of the trials that counts as worst, and as best; at least one each."
+    )
+    resample_probability: float = Field(
+        0.25, ge=0, le=1, description="How often a value is drawn anew; else a number is scaled, a choice moves by one."
+    )
+    factors: tuple[float, float] = Field((0.8, 1.2), description="What a number is scaled by: one of the two.")
+
+    @model_validator(mode="after")
+    def _changes_values(self) -> Self:
+        if not 0 < self.factors[0] < 1 < self.factors[1]:
+            raise ValueError(f"factors: {list(self.factors)} must be one below and one above 1, e.g. [0.8, 1.2]")
+        return self
+
+
 class Fifo(Strict):
     """Every trial runs to its end."""
 
     type: Literal["none"] = "none"
 
 
-SchedulerConfig = Annotated[Asha | Fifo, Field(discriminator="type")]
+SchedulerConfig = Annotated[Asha | Pbt | Fifo, Field(discriminator="type")]
 
 
 class SweepConfig(Strict):
@@ -102,9 +123,13 @@ class SweepConfig(Strict):
     max_concurrent: int = Field(
         2, ge=1, description="Trials at once; the sweep waits until there is room for all of them."
     )
-    scheduler: SchedulerConfig = Field(default_factory=Asha, description="Which trials are stopped early.")
-    search: Literal["optuna", "random"] = Field(
-        "optuna", description="Where the next trial looks: TPE over what is known, or anywhere."
+    scheduler: SchedulerConfig = Field(
+        default_factory=Asha, description="Which trials are stopped early (asha), or take over from others (pbt)."
+    )
+    search: Literal["optuna", "random"] | None = Field(
+        None,
+        description="Where the next trial looks: TPE over what is known, or anywhere. Empty: optuna, but random for "
+        "pbt, whose trials all start at once.",
     )
     seed: int = Field(0, ge=0, description="Seeds the search; trials keep train.seed, so that they compare.")
     priority: int = Field(1, ge=0, le=100, description="Of the sweep in the queue; higher starts earlier.")
@@ -120,10 +145,10 @@ class SweepConfig(Strict):
         if self.metric.startswith("eval_"):
             if not self.train.num_eval_prompts:
                 raise ValueError(f"metric: {self.metric} needs train.num_eval_prompts above 0")
-            if isinstance(self.scheduler, Asha) and not self.train.eval_steps:
+            if not isinstance(self.scheduler, Fifo) and not self.train.eval_steps:
                 raise ValueError(
-                    f"train.eval_steps: asha compares {self.metric} during training; say every how many steps, or "
-                    "write scheduler: {type: none}"
+                    f"train.eval_steps: {self.scheduler.type} compares {self.metric} during training; say every how "
+                    "many steps, or write scheduler: {type: none}"
                 )
         if isinstance(self.scheduler, Asha) and not (self.scheduler.max_steps or self.train.max_steps):
             raise ValueError("scheduler.max_steps: give it, or train.max_steps, so that the rungs are known")
@@ -141,4 +166,23 @@ class SweepConfig(Strict):
             check_cohort([self.train])
         except InvalidRequest as error:
             raise ValueError(f"train.{error.field}: {error}") from error
+        return self
+
+    @model_validator(mode="after")
+    def _population_can_train(self) -> Self:
+        pbt = self.scheduler
+        if not isinstance(pbt, Pbt):
+            return self
+        if self.search == "optuna":
+            raise ValueError("search: pbt draws its trials at once, before anything is known; write random")
+        if not 2 <= self.num_samples <= self.max_concurrent:
+            raise ValueError(
+                f"max_concurrent: the {self.num_samples} trials of pbt train at once, at least 2; write "
+                f"{max(2, self.num_samples)}, and fewer resources.cpus_per_worker where room is short"
+            )
+        if not self.train.save_steps or pbt.interval_steps % self.train.save_steps:
+            raise ValueError(
+                f"train.save_steps: {self.train.save_steps} must divide scheduler.interval_steps "
+                f"({pbt.interval_steps}): pbt hands checkpoints on"
+            )
         return self

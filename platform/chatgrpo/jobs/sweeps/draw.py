@@ -13,10 +13,11 @@ from chatgrpo.jobs.sweeps.config import Choice, Dimension, LogUniform, RandInt, 
 def draw(space: Mapping[str, Dimension], *, num_samples: int, seed: int) -> list[dict[str, Any]]:
     """The same points for the same seed."""
     rng = random.Random(seed)
-    return [{name: _value(dimension, rng) for name, dimension in space.items()} for _ in range(num_samples)]
+    return [{name: drawn(dimension, rng) for name, dimension in space.items()} for _ in range(num_samples)]
 
 
-def _value(dimension: Dimension, rng: random.Random) -> Any:
+def drawn(dimension: Dimension, rng: random.Random) -> Any:
+    """One value of a dimension."""
     match dimension:
         case LogUniform():
             value = math.exp(rng.uniform(math.log(dimension.low), math.log(dimension.high)))

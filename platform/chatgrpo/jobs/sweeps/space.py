@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from chatgrpo.errors import InvalidRequest
-from chatgrpo.jobs.sweeps.config import SweepConfig
+from chatgrpo.jobs.sweeps.config import Pbt, SweepConfig
 from chatgrpo.overrides import apply_overrides
 from chatgrpo.training.cohort_rules import check_cohort
 from chatgrpo.training.config import TrainConfig
@@ -26,6 +26,28 @@ _FIXED = (
     "experiment_name",
     "deepspeed",
     "max_runtime_hours",
+)
+
+# What a policy may be trained with from any step on: nothing of it is in a checkpoint, or shapes one.
+MUTABLE = frozenset(
+    {
+        "beta",
+        "delta",
+        "entropy_coef",
+        "epsilon",
+        "epsilon_high",
+        "learning_rate",
+        "max_grad_norm",
+        "off_policy_mask_threshold",
+        "overlong_buffer",
+        "sampler_correction_cap",
+        "sampler_correction_floor",
+        "sapo_temperature_neg",
+        "sapo_temperature_pos",
+        "temperature",
+        "top_k",
+        "top_p",
+    }
 )
 
 
@@ -50,6 +72,12 @@ def check_space(sweep: SweepConfig) -> None:
     for name, dimension in sweep.space.items():
         if name.split(".")[0] in _FIXED:
             raise InvalidRequest("is the same for all trials; set it under `train`", f"space.{name}")
+        known = name.split(".")[0] in TrainConfig.model_fields
+        if isinstance(sweep.scheduler, Pbt) and known and name not in MUTABLE:
+            raise InvalidRequest(
+                f"pbt changes values while a policy trains, and this one cannot; use {', '.join(sorted(MUTABLE))}",
+                f"space.{name}",
+            )
         for value in dimension.examples():
             try:
                 trial = trial_config(train, {name: value})

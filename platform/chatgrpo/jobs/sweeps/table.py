@@ -22,9 +22,21 @@ class TrialState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """A stretch of training: what trial `trial_id` did with these values after step `from_step`."""
+
+    trial_id: str
+    from_step: int
+    params: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
     """`job_id` names the trial's run folder, and its model once it has completed. `best` and `last` are values of the
-    sweep's metric; None until one was reported."""
+    sweep's metric; None until one was reported.
+
+    A trial that took over another's policy has a `lineage`, how that policy was trained from the start up to what the
+    trial itself does with it; `best` then counts from the last takeover."""
 
     trial_id: str
     job_id: str
@@ -34,6 +46,13 @@ class Trial:
     best: float | None = None
     last: float | None = None
     error: str | None = None
+    takeovers: int = 0
+    lineage: tuple[Segment, ...] = ()
+
+    @property
+    def since_step(self) -> int:
+        """The step of its last takeover, 0 without one."""
+        return self.lineage[-1].from_step if self.lineage else 0
 
 
 @dataclass(slots=True)
@@ -56,9 +75,23 @@ class Table:
         trial = self.trials[trial_id]
         value = metrics.get(self.metric)
         if value is not None and math.isfinite(value):
-            better = trial.best is None or self._rank(value) > self._rank(trial.best)
+            better = trial.best is None or self.rank(value) > self.rank(trial.best)
             trial = replace(trial, last=float(value), best=float(value) if better else trial.best)
         self.trials[trial_id] = replace(trial, step=max(trial.step, int(metrics.get("step", 0))))
+
+    def take_over(self, trial_id: str, donor_id: str, *, step: int, params: Mapping[str, Any]) -> None:
+        """`trial_id` goes on from the donor's checkpoint of `step` with `params`."""
+        trial, donor = self.trials[trial_id], self.trials[donor_id]
+        before = donor.lineage or (Segment(trial_id=donor_id, from_step=0, params=donor.params),)
+        self.trials[trial_id] = replace(
+            trial,
+            params=dict(params),
+            step=step,
+            best=donor.last,
+            last=donor.last,
+            takeovers=trial.takeovers + 1,
+            lineage=(*before, Segment(trial_id=trial_id, from_step=step, params=dict(params))),
+        )
 
     def end(self, trial_id: str, state: TrialState, error: str | None = None) -> None:
         self.trials[trial_id] = replace(self.trials[trial_id], state=state, error=error)
@@ -70,7 +103,7 @@ class Table:
     def ranked(self) -> list[Trial]:
         """Best first; those without a value last. Of equals the earlier one leads."""
         return sorted(
-            self.trials.values(), key=lambda t: -math.inf if t.best is None else self._rank(t.best), reverse=True
+            self.trials.values(), key=lambda t: -math.inf if t.best is None else self.rank(t.best), reverse=True
         )
 
     def best(self) -> Trial | None:
@@ -86,7 +119,16 @@ class Table:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Table:
-        trials = [Trial(**{**row, "state": TrialState(row["state"])}) for row in data["trials"]]
+        trials = [
+            Trial(
+                **row
+                | {
+                    "state": TrialState(row["state"]),
+                    "lineage": tuple(Segment(**segment) for segment in row.get("lineage", ())),
+                }
+            )
+            for row in data["trials"]
+        ]
         return cls(data["metric"], data["mode"], {trial.trial_id: trial for trial in trials})
 
     def save(self, path: Path) -> None:
@@ -99,5 +141,6 @@ class Table:
         except FileNotFoundError:
             return None
 
-    def _rank(self, value: float) -> float:
+    def rank(self, value: float) -> float:
+        """More is better, whatever the mode."""
         return value if self.mode == "max" else -value

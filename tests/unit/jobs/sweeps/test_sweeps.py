@@ -17,12 +17,18 @@ from chatgrpo.jobs.sweeps.config import SweepConfig
 from chatgrpo.jobs.sweeps.draw import draw
 from chatgrpo.jobs.sweeps.files import load_sweep
 from chatgrpo.jobs.sweeps.job import best_config, detail, job_config, sweep_of
-from chatgrpo.jobs.sweeps.space import check_space, trial_config
+from chatgrpo.jobs.sweeps.space import MUTABLE, check_space, trial_config
 from chatgrpo.jobs.sweeps.table import Table, TrialState
 from chatgrpo.training.config import TrainConfig
 
 ROOT = Path(__file__).parents[4]
 RATES = {"type": "loguniform", "low": 1e-6, "high": 1e-2}
+POPULATION: dict[str, Any] = {
+    "scheduler": {"type": "pbt"},
+    "num_samples": 4,
+    "max_concurrent": 4,
+    "train": {"save_steps": 5},
+}
 
 
 def sweep(space: dict[str, Any] | None = None, **fields: Any) -> SweepConfig:
@@ -60,6 +66,19 @@ def test_a_space_with_impossible_values_is_refused_by_dimension(space: dict[str,
     assert refused.value.field == field
 
 
+@pytest.mark.parametrize("name", ["num_generations", "weight_decay", "lora.r", "prompts_per_step"])
+def test_a_population_varies_only_what_may_change_while_a_policy_trains(name: str) -> None:
+    asked = sweep({name: {"type": "choice", "values": [2, 4]}, "learning_rate": RATES}, **POPULATION)
+    with pytest.raises(InvalidRequest, match="this one cannot; use beta") as refused:
+        check_space(asked)
+    assert refused.value.field == f"space.{name}"
+    check_space(sweep({"temperature": {"type": "uniform", "low": 0.5, "high": 1.5}}, **POPULATION))
+
+
+def test_all_that_a_population_may_vary_are_fields() -> None:
+    assert set(TrainConfig.model_fields) >= MUTABLE
+
+
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
@@ -67,7 +86,14 @@ def test_a_space_with_impossible_values_is_refused_by_dimension(space: dict[str,
         ({"train": {"eval_steps": None}}, "train.eval_steps: asha compares eval_reward"),
         ({"train": {"num_eval_prompts": 0}}, "needs train.num_eval_prompts"),
         ({"train": {"max_steps": None}}, "scheduler.max_steps: give it"),
-        ({"scheduler": {"type": "pbt"}}, "'asha', 'none'"),
+        ({"scheduler": {"type": "hyperband"}}, "'asha', 'pbt', 'none'"),
+        (POPULATION | {"max_concurrent": 2}, "the 4 trials of pbt train at once.*write 4"),
+        (POPULATION | {"num_samples": 1}, "at least 2"),
+        (POPULATION | {"search": "optuna"}, "search: pbt draws its trials at once"),
+        (POPULATION | {"train": {"save_steps": 3}}, "train.save_steps: 3 must divide scheduler.interval_steps"),
+        (POPULATION | {"train": {"save_steps": 5, "eval_steps": None}}, "train.eval_steps: pbt compares"),
+        (POPULATION | {"scheduler": {"type": "pbt", "factors": [1.1, 1.2]}}, "one below and one above 1"),
+        (POPULATION | {"scheduler": {"type": "pbt", "quantile": 0.6}}, "less than or equal to 0.5"),
         ({"num_samples": 0}, "greater than or equal to 1"),
     ],
 )
