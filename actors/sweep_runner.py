@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ TrainRun = Callable[..., dict[str, Any]]
 
 _WATCH_S = 0.5
 _TRIAL_RETRIES = 2
+_HEARD_S = 60.0
 
 
 def run_sweep(
@@ -155,8 +157,12 @@ class MetricCallback(TuneReportCallback):
         self._metric = metric
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
-        if self._metric in metrics[0] and metrics[0]["step"] < metrics[0]["total_steps"]:
+        if _is_told_at_once(metrics[0], self._metric):
             super().after_report(run_context, metrics, None)
+
+
+def _is_told_at_once(line: Mapping[str, Any], metric: str) -> bool:
+    return metric in line and line["step"] < line["total_steps"]
 
 
 def run_id(sweep_id: str, trial_id: str) -> str:
@@ -187,6 +193,10 @@ def _trial_function(
                     inheritance.adopt(folder, row.takeovers)
             train(config, run_id=name, platform=platform, callbacks=[MetricCallback(metric)])
             told = [line for line in folder.read_metrics() if metric in line]
+            _wait_until_heard(
+                max((line["step"] for line in told if _is_told_at_once(line, metric)), default=0),
+                lambda: _row(platform.runs_dir, sweep_id, trial_id),
+            )
             if not told:
                 raise InvalidRequest(
                     f"no run reports {metric!r}; GET /api/v2/jobs/ID/metrics shows what they do", "metric"
@@ -199,6 +209,18 @@ def _trial_function(
                 raise
 
     return trial
+
+
+def _wait_until_heard(step: int, row: Callable[[], Trial | None]) -> None:
+    """Until the table has `step`. What was told before comes to Tune through another queue than the last word of a
+    trial, and through a thread of this process that then waits for ever for room in the queue of the last word, should
+    that have been said meanwhile."""
+    deadline = time.monotonic() + _HEARD_S
+    while (known := row()) is None or known.step < step:
+        if time.monotonic() > deadline:
+            logger.warning("Tune has not taken in step=%d after %.0f s", step, _HEARD_S)
+            return
+        time.sleep(0.05)
 
 
 def _row(runs_dir: Path, sweep_id: str, trial_id: str) -> Trial | None:

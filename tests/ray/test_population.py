@@ -14,21 +14,22 @@ import pytest
 
 from chatgrpo.config import PlatformConfig
 from chatgrpo.jobs import checkpoints
-from chatgrpo.jobs.run_folder import RunFolder, read_jsonl
+from chatgrpo.jobs.run_folder import RunFolder
 from chatgrpo.jobs.seed_request import validate
 from chatgrpo.jobs.sweeps.config import SweepConfig
+from chatgrpo.jobs.sweeps.table import Table
 from chatgrpo.training.config import TrainConfig
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300), pytest.mark.filterwarnings("ignore")]
 
-STEPS, SAVE_STEPS = 12, 2
+STEPS, SAVE_STEPS = 10, 2
 SWEEP: dict[str, Any] = {
     "train": {"model": "tiny", "max_steps": STEPS, "save_steps": SAVE_STEPS},
     "space": {"learning_rate": {"type": "uniform", "low": 0.1, "high": 0.9}},
     "metric": "reward",
     "num_samples": 2,
     "max_concurrent": 2,
-    "scheduler": {"type": "pbt", "interval_steps": 4, "resample_probability": 0},
+    "scheduler": {"type": "pbt", "interval_steps": 6, "resample_probability": 0},
     "seed": 1,
 }
 
@@ -37,22 +38,27 @@ def learn(config: TrainConfig, *, run_id: str, platform: PlatformConfig, callbac
     """What train_grpo.run does, as far as a sweep sees it. Skill grows by the learning rate each step; a trial waits
     before its last step until nobody is behind, so that there is always someone to compare with."""
     folder = RunFolder.of(platform.runs_dir, run_id)
+    with folder.held():
+        _learn(config, folder, platform.runs_dir, callbacks[0])
+    return {}
+
+
+def _learn(config: TrainConfig, folder: RunFolder, runs_dir: Path, callback: Any) -> None:
     newest = checkpoints.latest_valid(folder.checkpoints)
     skill = json.loads((newest / "skill").read_text()) if newest else 0.0
     first = checkpoints.step_of(newest) if newest else 0
     kept = [line for line in folder.read_metrics() if line["step"] <= first]
     folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in kept))
     for step in range(first + 1, STEPS + 1):
-        _wait_for_others(platform.runs_dir, folder, step)
+        _wait_for_others(runs_dir, folder, step)
         skill += config.learning_rate
-        line = {"step": step, "reward": skill, "learning_rate": config.learning_rate}
+        line = {"step": step, "total_steps": STEPS, "reward": skill, "learning_rate": config.learning_rate}
         if step % SAVE_STEPS == 0 and step < STEPS:
             _save(folder, step, skill)
         with folder.metrics.open("a") as file:
             file.write(json.dumps(line) + "\n")
-        callbacks[0].after_report(None, [line | {"total_steps": STEPS}], None)
+        callback.after_report(None, [line], None)
     folder.write_result({"status": "succeeded", "error": None, "cause": None})
-    return {}
 
 
 def _save(folder: RunFolder, step: int, skill: float) -> None:
@@ -63,19 +69,16 @@ def _save(folder: RunFolder, step: int, skill: float) -> None:
 
 
 def _wait_for_others(runs_dir: Path, mine: RunFolder, step: int) -> None:
-    """No trial is more than a step ahead, or it would have ended before another could take over from it."""
-    deadline = time.monotonic() + 120
+    """No trial is more than a step ahead of what the sweep knows of the other, or it would have ended before another
+    could take over from it."""
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        others = [path for path in runs_dir.glob("S-*") if path != mine.path]
-        behind = [path for path in others if _last_step(path) < step - 1 and not (path / "result.json").exists()]
-        if others and not behind:
+        table = Table.load(runs_dir / "S" / "trials.json")
+        others = [row for row in table.trials.values() if row.job_id != mine.path.name] if table else []
+        if others and all(row.step >= step - 1 or (runs_dir / row.job_id / "result.json").exists() for row in others):
             return
         time.sleep(0.05)
-    raise TimeoutError(f"the other trial did not come to step {step - 1}")
-
-
-def _last_step(path: Path) -> int:
-    return max((int(line["step"]) for line in read_jsonl(path / "metrics.jsonl")), default=0)
+    raise TimeoutError(f"the sweep did not hear of step {step - 1} of the other trial")
 
 
 def explain(error: BaseException) -> tuple[str, str]:
