@@ -1,12 +1,13 @@
 """Rollouts beside the learner against the same steps one after the other: `async_speedup`.
 
 The environment's tool takes as long as a whole step without it. Synchronous, the machine waits for the tool in every
-step; at staleness 1 the learner learns from one step's episodes while the tool works on the next one's. Model, tasks,
-tokens and rewards are those of `short`, with one call of the tool between two replies.
+step; at staleness 1 the learner learns from one step's episodes while the tool works on the next one's. Model, tasks
+and rewards are those of `short`, with fewer and shorter episodes and one call of the tool between two replies.
 
 Both sides are runs of their own processes on both cores: one process with two threads, or a learner and one rollout
 worker (an actor on Ray) with one thread each. They take turns, a run each; a step is the time between two reports of
-the loop, the first two steps of a run (start, play ahead) are left out, and the figure is the ratio of medians.
+the loop, and the first two steps of a run (start, play ahead) are left out. The figure is the ratio of mean steps, that
+of throughputs: at staleness 1 steps come in pairs, a long one and a short one.
 
     grpo.py --cases async                what is in the results file
     grpo_async.py STALENESS STEPS LATENCY_S    one run; prints what was measured as JSON
@@ -38,7 +39,7 @@ from chatgrpo.messages import Message, user
 from chatgrpo.rewards.registry import reward
 from chatgrpo.rollouts.episode import Episode
 
-PROMPTS, GENERATIONS, MAX_TOKENS = 2, 8, 24
+PROMPTS, GENERATIONS, MAX_TOKENS = 2, 4, 16
 LEFT_OUT = 2
 
 
@@ -119,29 +120,39 @@ def one_run(staleness: int, steps: int, latency_s: float) -> dict[str, Any]:
     command = [sys.executable, __file__, str(staleness), str(steps), str(latency_s)]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=900, env=environment(), cwd=ROOT)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    print(f"  staleness {staleness} latency {latency_s:.2f} s: {[round(s, 2) for s in found['steps_s']]}", flush=True)
+    steps_s = [round(s, 2) for s in found["steps_s"]]
+    print(
+        f"  staleness {staleness} latency {latency_s:.2f} s: {steps_s}, of them {found['wait_s']:.2f} waiting",
+        flush=True,
+    )
     return found
 
 
-def async_case(*, rounds: int = 2, steps: int = 8) -> dict[str, Any]:
+def async_case(*, rounds: int = 2, steps: int = 8, minutes: float = 4.0) -> dict[str, Any]:
+    """No further round begins when it would not end within `minutes`."""
     make_model()
+    until = time.monotonic() + minutes * 60
     latency_s = statistics.median(one_run(0, 6, 0.0)["steps_s"][LEFT_OUT:])
     sides: dict[int, list[dict[str, Any]]] = {0: [], 1: []}
-    for _ in range(rounds):
+    round_s = 0.0
+    while len(sides[0]) < rounds and (not sides[0] or time.monotonic() + round_s < until):
+        began = time.monotonic()
         for staleness, runs in sides.items():
             runs.append(one_run(staleness, steps, latency_s))
-    medians = {s: statistics.median(t for run in runs for t in run["steps_s"][LEFT_OUT:]) for s, runs in sides.items()}
+        round_s = time.monotonic() - began
+    means = {s: statistics.mean(t for run in runs for t in run["steps_s"][LEFT_OUT:]) for s, runs in sides.items()}
     return {
         "async_speedup": figure(
-            medians[0] / medians[1],
+            means[0] / means[1],
             "x",
             at_least=1.5,
-            sync_step_s=round(medians[0], 2),
-            async_step_s=round(medians[1], 2),
+            sync_step_s=round(means[0], 2),
+            async_step_s=round(means[1], 2),
             tool_latency_s=round(latency_s, 2),
-            steps=rounds * (steps - LEFT_OUT),
+            steps=len(sides[0]) * (steps - LEFT_OUT),
             max_staleness=1,
-            tokens_a_step={s: round(statistics.mean(r["tokens"] for r in runs)) for s, runs in sides.items()},
+            sync={name: _mean(sides[0], name) for name in ("tokens", "generation_s", "wait_s")},
+            at_staleness_1={name: _mean(sides[1], name) for name in ("tokens", "generation_s", "wait_s")},
         ),
         "async_staleness_max": figure(
             max(run["staleness_max"] for run in sides[1]), "updates", at_most=1, mean=_mean(sides[1], "staleness_mean")
@@ -176,6 +187,7 @@ def main(staleness: int, steps: int, latency_s: float) -> None:
         def report(metrics: Mapping[str, float], _: Path | None) -> None:
             ends.append(time.perf_counter())
             figures.append(metrics)
+            print(f"    step {len(ends)}: {ends[-1] - (ends[-2:-1] or [began])[0]:.2f} s", file=sys.stderr, flush=True)
 
         run_dir = Path(scratch) / "run"
         run_dir.mkdir()
@@ -187,6 +199,10 @@ def main(staleness: int, steps: int, latency_s: float) -> None:
     out = {
         "steps_s": [b - a for a, b in zip(starts, ends, strict=False)],
         "tokens": statistics.mean(f["rollout/sampled_tokens"] for f in figures[LEFT_OUT:]),
+        **{
+            name: statistics.mean(f[f"rollout/{name}"] for f in figures[LEFT_OUT:])
+            for name in ("generation_s", "wait_s")
+        },
         "staleness_max": max((f["staleness_max"] for f in known), default=0.0),
         "staleness_mean": statistics.mean(f["staleness_mean"] for f in known) if known else 0.0,
     }
@@ -195,6 +211,8 @@ def main(staleness: int, steps: int, latency_s: float) -> None:
 
 def _ray_fleet(values: dict[str, Any]) -> Any:
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    # Ray makes its workers nicer than the driver, which learns here; in a job both are workers of Ray.
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
     import ray
 
     from actors.rollout_worker import RayFleet
