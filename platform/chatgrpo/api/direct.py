@@ -11,10 +11,11 @@ from typing import Any
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from chatgrpo.api.errors import platform_error
 from chatgrpo.errors import PlatformError
+from chatgrpo.gateway.request_body import body_again
 from chatgrpo.gateway.request_headers import header
 
 
@@ -46,7 +47,7 @@ class Direct:
         try:
             value = validator.validate_json(body)
         except ValidationError:
-            await self.app(scope, _again(body, receive), send)
+            await self.app(scope, body_again(body, receive), send)
             return
         request = Request(scope, receive)
         try:
@@ -68,17 +69,3 @@ async def _read(receive: Receive) -> bytes | None:
             return bytes(body)
         message = await receive()
     return None
-
-
-def _again(body: bytes, receive: Receive) -> Receive:
-    """The body once more, then what comes after it."""
-    is_told = False
-
-    async def told() -> Message:
-        nonlocal is_told
-        if is_told:
-            return await receive()
-        is_told = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return told

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from chatgrpo.errors import Conflict, InvalidRequest, PlatformError, TooLarge, Unavailable
 from chatgrpo.gateway.kept_answers import LEASE_S, Claim, Kept, KeptAnswers, Step
 from chatgrpo.gateway.refusal import refuse
+from chatgrpo.gateway.request_body import body_again
 from chatgrpo.gateway.request_headers import header
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ class Idempotency:
             return
         if step is Step.RUN:
             assert isinstance(found, Claim)
-            await self._run(found, scope, _again(body, receive), send)
+            await self._run(found, scope, body_again(body, receive), send)
         elif step is Step.REPEAT:
             assert isinstance(found, Kept)
             await _repeat(found, scope, receive, send)
@@ -162,20 +163,6 @@ async def _read(receive: Receive, max_bytes: int) -> bytes | None:
             raise TooLarge(f"the request body is larger than {max_bytes} bytes; send less or raise max_body_bytes")
         if not message.get("more_body", False):
             return bytes(body)
-
-
-def _again(body: bytes, receive: Receive) -> Receive:
-    """The body once more, then what comes after it."""
-    is_told = False
-
-    async def told() -> Message:
-        nonlocal is_told
-        if is_told:
-            return await receive()
-        is_told = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return told
 
 
 def _fingerprint(scope: Scope, body: bytes) -> str:
