@@ -10,7 +10,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -72,15 +72,19 @@ def url(ray_cluster: str, home: Path, traces: tuple[str, list[Any]]) -> Iterator
 
     import serve_app
     from actors.conversation_store import shard_names
-    from actors.names import JOB_SCHEDULER, NAMESPACE
+    from actors.names import JOB_SCHEDULER, METRICS_HUB, NAMESPACE
 
     platform = PlatformConfig(
-        home=home, port=free_port(), default_model="tiny", chat_threads=1, otlp_endpoint=traces[0]
+        home=home,
+        port=free_port(),
+        default_model="tiny",
+        chat_threads=1,
+        otlp_endpoint=traces[0],
     )
     serve_app.start(platform)
     yield f"http://127.0.0.1:{platform.port}"
     serve.shutdown()
-    for name in [JOB_SCHEDULER, *shard_names()]:
+    for name in [JOB_SCHEDULER, METRICS_HUB, *shard_names()]:
         ray.kill(ray.get_actor(name, namespace=NAMESPACE))
 
 
@@ -237,13 +241,43 @@ async def test_killed_replicas_and_shards_lose_nothing_they_acknowledged(url: st
     assert linearizable(settled(history.ops, final)) is None
 
 
-def test_a_job_is_trained_followed_and_spoken_to(client: Client) -> None:
+def first_lines(address: str) -> str:
+    """What a stream of events begins with."""
+    with httpx.stream("GET", address, timeout=60) as answer:
+        return next(answer.iter_text())
+
+
+def told(ws: Any, wanted: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+    """What the socket says until it says what is wanted, that included."""
+    found: list[dict[str, Any]] = []
+    while not found or not wanted(found[-1]):
+        found.append(json.loads(ws.recv(timeout=120)))
+    return found
+
+
+def test_a_job_is_trained_followed_and_spoken_to(client: Client, url: str) -> None:
     job_id = client.train(JOB)["job_id"]
     with pytest.raises(Conflict, match=f"job {job_id} is "):
         client.chat("Hi", model=job_id)
+    topic = f"job:{job_id}"
+    with connect(url.replace("http", "ws") + "/ws/v2", open_timeout=30) as ws:
+        ws.send(json.dumps({"type": "subscribe", "topics": [topic, "metrics"]}))
+        begun, *snapshots = told(ws, lambda said: said.get("topic") == "metrics")
+        assert (begun["type"], [said["snapshot"] for said in snapshots]) == ("subscribed", [True, True])
+        events = told(ws, lambda said: said["topic"] == topic and said["data"]["job"]["status"] == "succeeded")
+    of_job = [said for said in events if said["topic"] == topic]
+    assert [line["step"] for said in of_job for line in said["data"]["steps"]] == [0, 1, 2]
+    assert {said["topic"] for said in events} == {topic, "metrics"}
+    numbers = [int(said["id"].rpartition("-")[2]) for said in events]
+    assert numbers == sorted(set(numbers)), "one order, nothing twice"
+    with connect(url.replace("http", "ws") + "/ws/v2", open_timeout=30) as ws:
+        ws.send(json.dumps({"type": "subscribe", "topics": [topic], "last_event_id": begun["data"]["last_event_id"]}))
+        assert json.loads(ws.recv(timeout=30))["data"]["resumed"] is True
+        assert told(ws, lambda said: said["id"] == of_job[-1]["id"]) == of_job
     view = client.wait(job_id)
     assert view["status"] == "succeeded", client.logs(job_id)
     assert view["progress"]["progress_percent"] == 100
+    assert "event: resumed" in first_lines(f"{url}/ws/v2/events?topics=alerts")
     assert client.logs(job_id)
     episodes = client.trajectories(job_id)
     assert len(episodes) == 8
@@ -282,7 +316,15 @@ def test_a_new_version_of_a_model_takes_over_under_load(client: Client, url: str
 def test_one_trace_leads_from_the_request_to_the_published_model(traces: tuple[str, list[Any]]) -> None:
     """After the job above: spans of the API, the scheduler, the run and its worker, each a process of its own."""
     give_up_at = time.monotonic() + 30
-    while not {"POST /api/v2/train", "training.run", "job.launch"} <= (seen := {span.name for _, span in traces[1]}):
+    last = {
+        "POST /api/v2/train",
+        "training.run",
+        "job.launch",
+        "POST /api/v2/chat",
+        "model.generate",
+        "conversation.append",
+    }
+    while not last <= (seen := {span.name for _, span in traces[1]}):
         assert time.monotonic() < give_up_at, seen
         time.sleep(0.2)
     publish = next(span for _, span in traces[1] if span.name == "training.publish")
