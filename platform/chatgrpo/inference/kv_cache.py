@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from chatgrpo.inference.cache_size import rounded
+from chatgrpo.inference.native.prefill import PrefillKernel
 
 
 class Prefix:
@@ -121,6 +122,15 @@ class PrefillLayout:
     def __init__(self, cache: KVCache, prompts: Sequence[Prompt]) -> None:
         self._cache = cache
         self._prompts = prompts
+        self._kernel: PrefillKernel | None = None
+
+    def attend_by_kernel(
+        self, layer: int, qkv_THD: Tensor, num_heads: int, num_kv_heads: int, scale: float
+    ) -> Tensor:
+        """What `attend` does, for queries, keys and values of all tokens one after the other. -> T(HD)."""
+        if self._kernel is None:
+            self._kernel = PrefillKernel(self._cache, self._prompts, num_kv_heads, qkv_THD.shape[2])
+        return self._kernel(layer, qkv_THD, num_heads, scale)
 
     def attend(self, layer: int, query_1HTD: Tensor, key_1KTD: Tensor, value_1KTD: Tensor, scale: float) -> Tensor:
         outputs = []

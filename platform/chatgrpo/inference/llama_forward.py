@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from chatgrpo.inference.activation_tape import Recorder, SplitRecorder
 from chatgrpo.inference.attention import Layout, SegmentLayout
-from chatgrpo.inference.kv_cache import DecodeLayout
+from chatgrpo.inference.kv_cache import DecodeLayout, PrefillLayout
 from chatgrpo.inference.llama_weights import Layer, LlamaWeights
 from chatgrpo.inference.native import kernels
 
@@ -87,8 +87,11 @@ def place_heads_(weights: LlamaWeights, layer: Layer, split_THD: Tensor, rotary:
 
 def attend(layout: Layout, layer: int, split_THD: Tensor, num_heads: int, num_kv_heads: int, scale: float) -> Tensor:
     """Queries, keys and values of all tokens, one after the other -> T(HD); by kernels where autograd is not asked."""
-    if isinstance(layout, SegmentLayout) and not split_THD.requires_grad and kernels.suit(split_THD):
-        return kernels.attention(split_THD, layout.for_kernels, num_heads, num_kv_heads, scale)
+    if not split_THD.requires_grad and kernels.suit(split_THD):
+        if isinstance(layout, SegmentLayout):
+            return kernels.attention(split_THD, layout.for_kernels, num_heads, num_kv_heads, scale)
+        if isinstance(layout, PrefillLayout):
+            return layout.attend_by_kernel(layer, split_THD, num_heads, num_kv_heads, scale)
     query, key, value = torch.split(split_THD, [num_heads, num_kv_heads, num_kv_heads], 1)
     out_1THD = layout.attend(
         layer, query.transpose(0, 1)[None], key.transpose(0, 1)[None], value.transpose(0, 1)[None], scale

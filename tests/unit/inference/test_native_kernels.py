@@ -11,7 +11,7 @@ from torch import nn
 from chatgrpo.inference import products
 from chatgrpo.inference.attention import SegmentLayout
 from chatgrpo.inference.engine import GenerationRequest, SamplingParams
-from chatgrpo.inference.kv_cache import DecodeLayout, KVCache, Prefix
+from chatgrpo.inference.kv_cache import DecodeLayout, KVCache, PrefillLayout, Prefix, Prompt
 from chatgrpo.inference.llama_forward import attend, forward
 from chatgrpo.inference.llama_weights import LlamaWeights
 from chatgrpo.inference.loading import LoadedModel
@@ -236,3 +236,43 @@ def test_attention_over_segments_has_the_values_and_gradients_of_torch(
     torch.testing.assert_close(found, expected.detach(), rtol=1e-5, atol=1e-5)
     d_found = kernels.attention_backward(leaf, layout.for_kernels, group * kv_heads, kv_heads, scale, d_out)
     torch.testing.assert_close(d_found, d_expected, rtol=1e-4, atol=1e-5)
+
+
+@needs_kernels
+@pytest.mark.parametrize("dim", [16, 20, 64])
+@pytest.mark.parametrize("group", [1, 3])
+def test_attention_of_a_prefill_has_the_values_of_torch_and_leaves_the_same_cache(
+    without: pytest.MonkeyPatch, dim: int, group: int
+) -> None:
+    num_layers, kv_heads, rows, length = 2, 2, 6, 120
+    shape = (num_layers, rows, kv_heads, length, dim)
+    torch.manual_seed(6)
+    held = [torch.randn(shape) for _ in range(2)]
+    shared = [[torch.randn(kv_heads, 70, dim) for _ in range(num_layers)] for _ in range(2)]
+    # New rows, rows that go on with and without a prefix, one that fills a prefix; sizes around tiles and panels.
+    qkv = torch.randn(198, (group + 2) * kv_heads, dim)
+    results = []
+    for off in (False, True):
+        if off:
+            without.setattr(*OFF)
+        cache = KVCache(num_layers, torch.float32, torch.device("cpu"))
+        cache.reserve(rows, length)
+        for mine, given in zip(cache.whole(kv_heads, dim), held, strict=True):
+            mine[:, :rows, :, :length] = given
+        known, filled = Prefix(num_layers, 70), Prefix(num_layers, 50)
+        known.keys, known.values = shared
+        layout = PrefillLayout(
+            cache,
+            [
+                Prompt(range(49), range(0, 2)),
+                Prompt(range(49, 50), range(2, 3), past=48),
+                Prompt(range(50, 147), range(3, 4), past=3, prefix=known),
+                Prompt(range(147, 148), range(4, 5), past=0, prefix=known),
+                Prompt(range(148, 198), range(5, 6), prefix=filled, fills=True),
+            ],
+        )
+        heads = group * kv_heads
+        out = [attend(layout, layer, qkv * (layer + 1), heads, kv_heads, dim**-0.5) for layer in range(num_layers)]
+        results.append((*out, *(x.clone() for x in cache.whole(kv_heads, dim)), *filled.keys, *filled.values))
+    for mine, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)

@@ -151,19 +151,7 @@ void softmax(float* scores, int64_t length) {
   }
   float highest = largest(top);
   for (int64_t i = t; i < length; ++i) highest = std::max(highest, scores[i]);
-  vec totals = {};
-  float total = 0;
-  for (t = 0; t + VW <= length; t += VW) {
-    const vec e = exp_(load(scores + t) - highest);
-    store(scores + t, e);
-    totals += e;
-  }
-  for (; t < length; ++t) {
-    const vec e = exp_(splat(scores[t] - highest));
-    scores[t] = e[0];
-    total += e[0];
-  }
-  const float inverse = 1.0f / (total + sum(totals));
+  const float inverse = 1.0f / exponentials(scores, length, highest);
   for (t = 0; t < length; ++t) scores[t] *= inverse;
 }
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from chatgrpo.inference.native import kernels
 from chatgrpo.inference.native.kernels import CLinear, Panels, pointer
+from chatgrpo.inference.native.prefixes import DescribedPrefix
 
 if TYPE_CHECKING:
     from chatgrpo.inference.activation_tape import Recorder, SplitRecorder
@@ -32,10 +33,6 @@ class _CLayer(ctypes.Structure):
         ("query_norm", ctypes.c_void_p),
         ("key_norm", ctypes.c_void_p),
     )
-
-
-class _CPrefix(ctypes.Structure):
-    _fields_ = (("keys", ctypes.c_void_p), ("values", ctypes.c_void_p), ("length", ctypes.c_int64))
 
 
 class _CStep(ctypes.Structure):
@@ -163,17 +160,12 @@ class DecodeKernel:
 
 def _prefixes(
     num_rows: int, prefixes: Sequence[tuple[Prefix, Tensor]]
-) -> tuple[ctypes.Array[ctypes.c_void_p], list[object]]:
+) -> tuple[ctypes.Array[ctypes.c_void_p], list[DescribedPrefix]]:
     """A pointer a row, and what must live as long as they are used."""
     of_rows = (ctypes.c_void_p * num_rows)()
-    held: list[object] = []
+    held: list[DescribedPrefix] = []
     for prefix, rows in prefixes:
-        keys, values = (
-            (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
-            for tensors in (prefix.keys, prefix.values)
-        )
-        described = _CPrefix(ctypes.addressof(keys), ctypes.addressof(values), prefix.length)
-        held += [keys, values, described]
+        held.append(DescribedPrefix(prefix))
         for row in rows.tolist():
-            of_rows[row] = ctypes.addressof(described)
+            of_rows[row] = held[-1].address
     return of_rows, held

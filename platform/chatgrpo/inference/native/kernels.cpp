@@ -2,6 +2,7 @@
 // query heads, K key/value heads, D head dimension; N rows, T tokens, V vocabulary.
 
 #include "decode.h"
+#include "prefill.h"
 #include "products.h"
 #include "rows.h"
 #include "sampling.h"

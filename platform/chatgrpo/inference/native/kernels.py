@@ -187,6 +187,39 @@ def _attention(
     )
 
 
+def prefill_attention(
+    qkv_THD: Tensor,
+    num_heads: int,
+    num_kv_heads: int,
+    scale: float,
+    layer: int,
+    prompts: ctypes.Array[Any],
+    keys_SKLD: Tensor,
+    values_SKLD: Tensor,
+) -> Tensor:
+    """Queries, keys and values of all tokens, rotated -> T(HD), see `PrefillKernel`."""
+    assert qkv_THD.is_contiguous()
+    assert keys_SKLD.stride() == values_SKLD.stride()
+    out_THD = torch.empty(qkv_THD.shape[0], num_heads * qkv_THD.shape[2])
+    _library().chatgrpo_prefill_attention(
+        ctypes.c_void_p(qkv_THD.data_ptr()),
+        ctypes.c_int64(num_heads),
+        ctypes.c_int64(num_kv_heads),
+        ctypes.c_int64(qkv_THD.shape[2]),
+        ctypes.c_float(scale),
+        ctypes.c_int64(layer),
+        ctypes.byref(prompts),
+        ctypes.c_int64(len(prompts)),
+        ctypes.c_void_p(keys_SKLD.data_ptr()),
+        ctypes.c_void_p(values_SKLD.data_ptr()),
+        ctypes.c_int64(keys_SKLD.stride(0)),
+        ctypes.c_int64(keys_SKLD.stride(1)),
+        ctypes.c_void_p(out_THD.data_ptr()),
+        torch.get_num_threads(),
+    )
+    return out_THD
+
+
 def gated(gate_up_TF: Tensor) -> Tensor:
     """silu(gate) * up of rows that hold both one after the other."""
     num_rows, width = gate_up_TF.shape[0], gate_up_TF.shape[1] // 2

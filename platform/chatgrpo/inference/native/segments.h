@@ -1,4 +1,4 @@
-// Attention of an update, over packed segments, forward and backward.
+// Attention of packed segments that see what lies before them, forward and backward; so of a whole update.
 #pragma once
 
 #include "products.h"
@@ -68,6 +68,7 @@ struct Range {
   int64_t start = 0, length = 0;
   std::vector<float> keys, values_by_sum, values, keys_by_sum;
 
+  // Of `count` tokens from `first` on, `ld` floats apart; `back` for the gradients.
   void take(const float* key, const float* value, int64_t ld, int64_t first, int64_t count, int64_t dim, bool back) {
     start = first, length = count;
     pack_rows(key + first * ld, ld, count, dim, keys);
@@ -164,22 +165,6 @@ struct Segment {
     for (int64_t t = 0; t < num_before; ++t) before[t] *= inverse;
     for (int64_t t = 0; t < visible; ++t) own[t] *= inverse;
     for (int64_t t = visible; t < seen; ++t) own[t] = 0.0f;
-  }
-
-  static float exponentials(float* values, int64_t count, float highest) {
-    vec totals = {};
-    int64_t t = 0;
-    for (; t + VW <= count; t += VW) {
-      const vec e = exp_(load(values + t) - highest);
-      store(values + t, e);
-      totals += e;
-    }
-    float total = sum(totals);
-    for (; t < count; ++t) {
-      values[t] = exp_(splat(values[t] - highest))[0];
-      total += values[t];
-    }
-    return total;
   }
 };
 

@@ -81,4 +81,21 @@ inline vec exp_(vec x) {
   return is_low ? vec{} : p * (vec)power;
 }
 
+// values = exp(values - highest); their sum.
+inline float exponentials(float* values, int64_t count, float highest) {
+  vec totals = {};
+  int64_t t = 0;
+  for (; t + VW <= count; t += VW) {
+    const vec e = exp_(load(values + t) - highest);
+    store(values + t, e);
+    totals += e;
+  }
+  float total = sum(totals);
+  for (; t < count; ++t) {
+    values[t] = exp_(splat(values[t] - highest))[0];
+    total += values[t];
+  }
+  return total;
+}
+
 }  // namespace
