@@ -17,9 +17,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from chatgrpo.inference.huge_pages import huge
 from chatgrpo.inference.llama_weights import LlamaWeights
 
-_BLOCK_TOKENS = 1024
+# Of 160 MB for SmolLM2-135M: a block that is begun is soon held as a whole.
+_BLOCK_TOKENS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ class _Block:
 
     def __init__(self, num_tokens: int, widths: _Widths, like: Tensor) -> None:
         def field(num_layers: int, width: int) -> Tensor:
-            return torch.empty(num_layers, num_tokens, width, dtype=like.dtype, device=like.device)
+            return huge(torch.empty(num_layers, num_tokens, width, dtype=like.dtype, device=like.device))
 
         count = widths.num_layers
         self.x = field(count + 1, widths.x)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from chatgrpo.inference.cache_size import rounded
+from chatgrpo.inference.huge_pages import huge
 from chatgrpo.inference.native.prefill import PrefillKernel
 
 
@@ -94,7 +95,7 @@ class KVCache:
     def _empty(self, num_heads: int, head_dim: int) -> Tensor:
         # Zeros, not garbage: a masked key still meets a weight of 0, and 0 * NaN is NaN.
         shape = (self.num_layers, self.num_rows, num_heads, self.max_length, head_dim)
-        return torch.zeros(shape, dtype=self._dtype, device=self._device)
+        return huge(torch.empty(shape, dtype=self._dtype, device=self._device)).zero_()
 
     def _grown(self, old: Tensor) -> Tensor:
         new = self._empty(old.shape[2], old.shape[4])
@@ -124,9 +125,7 @@ class PrefillLayout:
         self._prompts = prompts
         self._kernel: PrefillKernel | None = None
 
-    def attend_by_kernel(
-        self, layer: int, qkv_THD: Tensor, num_heads: int, num_kv_heads: int, scale: float
-    ) -> Tensor:
+    def attend_by_kernel(self, layer: int, qkv_THD: Tensor, num_heads: int, num_kv_heads: int, scale: float) -> Tensor:
         """What `attend` does, for queries, keys and values of all tokens one after the other. -> T(HD)."""
         if self._kernel is None:
             self._kernel = PrefillKernel(self._cache, self._prompts, num_kv_heads, qkv_THD.shape[2])

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from chatgrpo.inference import products
+from chatgrpo.inference.huge_pages import HugePages
 from chatgrpo.inference.native.decode import DecodeKernel
 from chatgrpo.inference.native.kernels import Beside, Panels
 
@@ -53,16 +54,19 @@ class Projection:
 class Fused:
     """Projections of the same input, stacked: y = x W^T + b. The layers' own parameters become views of the stack.
 
-    `base`: the same site of a model whose parameters these modules share. Its stack serves both, and adapters are
-    multiplied apart instead of being merged into a copy of it. `only_speaks`: the packed copy is all that is kept; the
-    modules' own weights are then shapes without content."""
+    `pages`: where packed copies are. `base`: the same site of a model whose parameters these modules share. Its stack
+    serves both, and adapters are multiplied apart instead of being merged into a copy of it. `only_speaks`: the packed
+    copy is all that is kept; the modules' own weights are then shapes without content."""
 
-    def __init__(self, modules: list[Any], base: Fused | None = None, *, only_speaks: bool = False) -> None:
+    def __init__(
+        self, modules: list[Any], pages: HugePages, base: Fused | None = None, *, only_speaks: bool = False
+    ) -> None:
         stops = torch.tensor([_base(m).weight.shape[0] for m in modules]).cumsum(0).tolist()
         self.projections = [Projection(m, a, b) for m, a, b in zip(modules, [0, *stops], stops, strict=False)]
         self.has_adapters = any(p.adapter is not None for p in self.projections)
         self.merges = base is None
         self._base = base
+        self._pages = pages
         self._only_speaks = False
         self._spoken: Tensor | Panels | None = None
         self.weight: Tensor
@@ -75,7 +79,7 @@ class Fused:
         self.bias = None if biases[0] is None else torch.cat([b.detach() for b in biases])
         self._only_speaks = only_speaks
         if only_speaks:
-            self._spoken = products.pack(self._merged())
+            self._spoken = products.pack(self._merged(), self._pages)
             self.weight = self.weight.new_zeros(1).expand(self.weight.shape)
         for p in self.projections:
             p.base.weight.data = self.weight[p.start : p.stop]
@@ -93,7 +97,7 @@ class Fused:
         if self._base is not None:
             return self._base.spoken
         if self._spoken is None:
-            self._spoken = products.pack(self._merged())
+            self._spoken = products.pack(self._merged(), self._pages)
         return self._spoken
 
     @property
@@ -169,6 +173,7 @@ class LlamaWeights:
         self.padding_id: int | None = decoder.embed_tokens.padding_idx
         self.final_norm: nn.Parameter = decoder.norm.weight
         self.rotary = decoder.rotary_emb
+        self._pages = HugePages()
         self.layers: list[Layer] = [
             self._layer(layer, base.layers[index] if base else None, only_speaks=only_speaks)
             for index, layer in enumerate(decoder.layers)
@@ -195,6 +200,7 @@ class LlamaWeights:
         for layer in self.layers:
             for site in layer.sites():
                 site.release()
+        self._pages.clear()
 
     def decode_kernel(self) -> DecodeKernel | None:
         """Decode steps as one call; None where there are no kernels or an adapter is not merged."""
@@ -204,7 +210,7 @@ class LlamaWeights:
 
     def logits(self, hidden_NE: Tensor) -> Tensor:
         if self._spoken_head is None:
-            self._spoken_head = products.pack(self._merged_head())
+            self._spoken_head = products.pack(self._merged_head(), self._pages)
         return products.linear(hidden_NE, self._spoken_head, _base(self._head).bias)
 
     @torch.no_grad()
@@ -221,13 +227,16 @@ class LlamaWeights:
             input_norm=layer.input_layernorm.weight,
             qkv=Fused(
                 [attention.q_proj, attention.k_proj, attention.v_proj],
+                self._pages,
                 base.qkv if base else None,
                 only_speaks=only_speaks,
             ),
-            out=Fused([attention.o_proj], base.out if base else None, only_speaks=only_speaks),
+            out=Fused([attention.o_proj], self._pages, base.out if base else None, only_speaks=only_speaks),
             post_norm=layer.post_attention_layernorm.weight,
-            gate_up=Fused([mlp.gate_proj, mlp.up_proj], base.gate_up if base else None, only_speaks=only_speaks),
-            down=Fused([mlp.down_proj], base.down if base else None, only_speaks=only_speaks),
+            gate_up=Fused(
+                [mlp.gate_proj, mlp.up_proj], self._pages, base.gate_up if base else None, only_speaks=only_speaks
+            ),
+            down=Fused([mlp.down_proj], self._pages, base.down if base else None, only_speaks=only_speaks),
             head_norms=(attention.q_norm.weight, attention.k_norm.weight) if has_norms else None,
         )
 

@@ -1,18 +1,21 @@
-"""Matrix products of float32 on CPU by our kernels or oneDNN, elsewhere by torch's default.
+"""Matrix products of float32 on CPU by our kernels, oneDNN or torch's default.
 
-torch sends float32 products on x86 to MKL, which does not use AVX-512 on every processor that has it; oneDNN, which
-torch carries as well, does (`make bench NAME=grpo` measures both as `gemm_ours_vs_mkl`). The operators are the ones
-that torch.compile emits for linear layers. A weight that serves many products is packed once, for our own kernels where
-they could be built. The choice depends on nothing measured, so that a run that is resumed computes the same bits.
+torch sends float32 products on x86 to MKL, which is the faster one on Intel's processors and does not use AVX-512 on
+every other that has it; oneDNN, which torch carries as well, does (`make bench NAME=grpo` measures both as
+`gemm_ours_vs_mkl`). The operators are the ones that torch.compile emits for linear layers. A weight that serves many
+products is packed once, for our own kernels where they could be built. The choice depends on nothing measured, so that
+a run that is resumed computes the same bits.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from chatgrpo.inference.huge_pages import HugePages
 from chatgrpo.inference.native import kernels
 from chatgrpo.inference.native.kernels import Panels
 
@@ -20,7 +23,17 @@ from chatgrpo.inference.native.kernels import Panels
 _PACKED_ROWS = 32
 
 _ops: Any = torch.ops.mkldnn
-_HAS_ONEDNN: bool = torch._C._has_mkldnn and hasattr(_ops, "_linear_pointwise")
+
+
+def _prefers_onednn() -> bool:
+    if not (torch._C._has_mkldnn and hasattr(_ops, "_linear_pointwise")):
+        return False
+    cpuinfo = Path("/proc/cpuinfo")
+    is_intel = cpuinfo.is_file() and "GenuineIntel" in cpuinfo.read_text(encoding="utf-8")
+    return not (is_intel and torch.backends.mkl.is_available())
+
+
+_PREFERS_ONEDNN = _prefers_onednn()
 
 
 def linear(x_TI: Tensor, weight_OI: Tensor | Panels, bias_O: Tensor | None = None) -> Tensor:
@@ -53,10 +66,11 @@ def outer(y_TO: Tensor, x_TI: Tensor) -> Tensor:
     return linear(y_TO.T, x_TI.T)
 
 
-def pack(weight_OI: Tensor) -> Tensor | Panels:
-    """A copy for `linear` alone that serves few rows of input faster; the weight itself where nothing is gained."""
+def pack(weight_OI: Tensor, pages: HugePages | None = None) -> Tensor | Panels:
+    """A copy for `linear` alone that serves few rows of input faster, in `pages` for our kernels; the weight itself
+    where nothing is gained."""
     if kernels.suit(weight_OI):
-        return kernels.pack(weight_OI)
+        return kernels.pack(weight_OI, pages)
     if _by_onednn(weight_OI):
         packed: Tensor = _ops._reorder_linear_weight(weight_OI, _PACKED_ROWS)
         return packed
@@ -64,4 +78,4 @@ def pack(weight_OI: Tensor) -> Tensor | Panels:
 
 
 def _by_onednn(x: Tensor) -> bool:
-    return _HAS_ONEDNN and x.dtype == torch.float32 and x.device.type == "cpu"
+    return _PREFERS_ONEDNN and x.dtype == torch.float32 and x.device.type == "cpu"

@@ -264,7 +264,7 @@ def test_attention_of_a_prefill_has_the_values_of_torch_and_leaves_the_same_cach
         layout = PrefillLayout(
             cache,
             [
-                Prompt(range(49), range(0, 2)),
+                Prompt(range(49), range(2)),
                 Prompt(range(49, 50), range(2, 3), past=48),
                 Prompt(range(50, 147), range(3, 4), past=3, prefix=known),
                 Prompt(range(147, 148), range(4, 5), past=0, prefix=known),

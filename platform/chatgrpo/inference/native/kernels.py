@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from chatgrpo.inference.huge_pages import HugePages
 from chatgrpo.inference.native.build import library
 
 
@@ -90,10 +91,10 @@ def panel_width() -> int:
     return int(_library().chatgrpo_panel_width())
 
 
-def pack(weight_OI: Tensor) -> Panels:
-    """Any strides, so also a transposed weight."""
+def pack(weight_OI: Tensor, pages: HugePages | None = None) -> Panels:
+    """Any strides, so also a transposed weight. `pages`: where to."""
     lib, (num_out, num_in), width = _library(), weight_OI.shape, panel_width()
-    data = torch.empty(-(-num_out // width), num_in, width)
+    data = (pages.empty if pages else torch.empty)(-(-num_out // width), num_in, width)
     lib.chatgrpo_pack(
         ctypes.c_void_p(weight_OI.data_ptr()),
         ctypes.c_int64(num_out),

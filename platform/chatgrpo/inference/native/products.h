@@ -30,10 +30,13 @@ struct Beside {
 
 namespace {
 
-// R rows of x times the first V vectors of a panel. `ahead`: of the next panel, brought near meanwhile.
+// Adds R rows of x times the first V vectors of a panel to what `sums` holds. `ahead`: what is read next, brought near
+// meanwhile.
 template <int R, int V>
 inline void tile(const float* x, int64_t ldx, const float* panel, int64_t in, const float* ahead, vec (&sums)[MR][NV]) {
-  vec acc[R][V] = {};
+  vec acc[R][V];
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < V; ++v) acc[r][v] = sums[r][v];
   for (int64_t k = 0; k < in; ++k) {
     vec b[V];
     for (int v = 0; v < V; ++v) b[v] = load(panel + v * VW);
@@ -70,39 +73,59 @@ void tile_of(int rows, const float* x, int64_t ldx, const float* panel, int64_t 
   }
 }
 
+// Writes the sums of one tile, and what is added to them.
+void store_tile(const Linear& w, const vec (&sums)[MR][NV], int count, int64_t row, int64_t col, float* y, int64_t ldy,
+                const float* add, int64_t ldadd) {
+  const int cols = static_cast<int>(std::min<int64_t>(NR, w.out - col));
+  for (int r = 0; r < count; ++r) {
+    float* to = y + (row + r) * ldy + col;
+    const float* plus = add == nullptr ? nullptr : add + (row + r) * ldadd + col;
+    if (cols == NR) {
+      for (int v = 0; v < NV; ++v) {
+        vec value = sums[r][v];
+        if (w.bias != nullptr) value += load(w.bias + col + v * VW);
+        if (plus != nullptr) value += load(plus + v * VW);
+        store(to + v * VW, value);
+      }
+    } else {
+      float values[NR];
+      std::memcpy(values, sums[r], sizeof values);
+      for (int c = 0; c < cols; ++c)
+        to[c] = values[c] + (w.bias ? w.bias[col + c] : 0.0f) + (plus ? plus[c] : 0.0f);
+    }
+  }
+}
+
+// Memory gives a panel more slowly than the first block of rows could use it. So all blocks take a short piece of the
+// panel in turn, and each brings its share of the next piece near: memory is read all the time, at an even pace.
 void linear_part(const Linear& w, const float* x, int64_t ldx, int64_t rows, float* y, int64_t ldy, const float* add,
                  int64_t ldadd, int thread, int threads) {
   const int64_t num_panels = (w.out + NR - 1) / NR;
+  const float* const end = w.panels + num_panels * w.in * NR;
+  vec sums[ROWS_AT_ONCE / MR][MR][NV];
   for (int64_t first = 0; first < rows; first += ROWS_AT_ONCE) {
     const int64_t here = std::min(ROWS_AT_ONCE, rows - first), blocks = (here + MR - 1) / MR;
     const Part mine = part(num_panels * blocks, thread, threads);
-    for (int64_t item = mine.begin; item < mine.end; ++item) {
-      const int64_t p = item / blocks, block = item % blocks, row = first + block * MR;
-      const int count = static_cast<int>(std::min<int64_t>(MR, rows - row));
+    for (int64_t item = mine.begin; item < mine.end;) {
+      const int64_t p = item / blocks, from = item % blocks, to = std::min(blocks, from + mine.end - item);
       const float* panel = w.panels + p * w.in * NR;
-      // The first three blocks of rows bring a third of the next panel each; behind the last one there is none.
-      const float* ahead = p + 1 < num_panels && block < NV ? panel + w.in * (NR + block * VW) : panel;
-      vec sums[MR][NV];
-      tile_of<NV>(count, x + row * ldx, ldx, panel, w.in, ahead, sums);
-      const int64_t col = p * NR;
-      const int cols = static_cast<int>(std::min<int64_t>(NR, w.out - col));
-      for (int r = 0; r < count; ++r) {
-        float* to = y + (row + r) * ldy + col;
-        const float* plus = add == nullptr ? nullptr : add + (row + r) * ldadd + col;
-        if (cols == NR) {
-          for (int v = 0; v < NV; ++v) {
-            vec value = sums[r][v];
-            if (w.bias != nullptr) value += load(w.bias + col + v * VW);
-            if (plus != nullptr) value += load(plus + v * VW);
-            store(to + v * VW, value);
-          }
-        } else {
-          float values[NR];
-          std::memcpy(values, sums[r], sizeof values);
-          for (int c = 0; c < cols; ++c)
-            to[c] = values[c] + (w.bias ? w.bias[col + c] : 0.0f) + (plus ? plus[c] : 0.0f);
+      std::memset(sums, 0, (to - from) * sizeof sums[0]);
+      for (int64_t k = 0; k < w.in; k += INPUTS_AT_ONCE) {
+        const int64_t inputs = std::min(INPUTS_AT_ONCE, w.in - k), share = inputs * NR / (to - from);
+        const float* next = panel + (k + inputs) * NR;
+        for (int64_t block = from; block < to; ++block) {
+          const int64_t row = first + block * MR;
+          const float* ahead = next < end ? next + (block - from) * share : panel;
+          tile_of<NV>(static_cast<int>(std::min<int64_t>(MR, rows - row)), x + row * ldx + k, ldx, panel + k * NR, inputs,
+                      ahead, sums[block - from]);
         }
       }
+      for (int64_t block = from; block < to; ++block) {
+        const int64_t row = first + block * MR;
+        store_tile(w, sums[block - from], static_cast<int>(std::min<int64_t>(MR, rows - row)), row, p * NR, y, ldy, add,
+                   ldadd);
+      }
+      item += to - from;
     }
   }
 }

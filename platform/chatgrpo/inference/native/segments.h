@@ -34,7 +34,7 @@ void small_product(const float* x, int64_t ldx, int rows, const std::vector<floa
   for (int64_t p = 0; p * NR < out; ++p) {
     const float* panel = panels.data() + p * in * NR;
     const int vectors = static_cast<int>(std::min<int64_t>(NV, (out - p * NR + VW - 1) / VW));
-    vec sums[MR][NV];
+    vec sums[MR][NV] = {};
     if (vectors == 1) tile_of<1>(rows, x, ldx, panel, used, panel, sums);
     else if (vectors == 2) tile_of<2>(rows, x, ldx, panel, used, panel, sums);
     else tile_of<3>(rows, x, ldx, panel, used, panel, sums);
