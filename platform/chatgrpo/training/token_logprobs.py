@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from chatgrpo.inference.native import kernels
 from chatgrpo.inference.products import linear, outer, times
 
 # Rows of logits that exist at once: 128 x 49,152 x 4 bytes is 25 MB.
@@ -37,9 +38,9 @@ class _TokenLogprobs(torch.autograd.Function):
             return known[0].clone(), known[1].clone()
         logprobs, entropies = [], []
         for part in _chunks(hidden_ND.shape[0]):
-            log_p = _log_softmax(hidden_ND[part], weight_VD, bias_V, scale)
-            logprobs.append(log_p.gather(-1, target_N[part, None])[:, 0])
-            entropies.append(-(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(-1))
+            chosen, entropy = _chosen(_logits(hidden_ND[part], weight_VD, bias_V), target_N[part], scale)
+            logprobs.append(chosen)
+            entropies.append(entropy)
         if not logprobs:
             empty = hidden_ND.new_zeros(0, dtype=torch.float32)
             return empty, empty.clone()
@@ -92,12 +93,25 @@ def token_logprobs(
     return logprobs_N, entropy_N
 
 
+def _chosen(logits_CV: Tensor, target_C: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    if kernels.suit(logits_CV):
+        return kernels.logprobs(logits_CV, target_C, scale)
+    log_p = torch.log_softmax(logits_CV.mul_(scale), -1)
+    entropy = -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(-1)
+    return log_p.gather(-1, target_C[:, None])[:, 0], entropy
+
+
 def _log_softmax(hidden_CD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, scale: float) -> Tensor:
     return torch.log_softmax(_scaled_logits(hidden_CD, weight_VD, bias_V, scale), -1)
 
 
 def _scaled_logits(hidden_CD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, scale: float) -> Tensor:
-    return linear(hidden_CD, weight_VD.to(hidden_CD.dtype), bias_V).float().mul_(scale)
+    return _logits(hidden_CD, weight_VD, bias_V).mul_(scale)
+
+
+def _logits(hidden_CD: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> Tensor:
+    """CV, float32."""
+    return linear(hidden_CD, weight_VD.to(hidden_CD.dtype), bias_V).float()
 
 
 def _chunks(count: int) -> list[slice]:

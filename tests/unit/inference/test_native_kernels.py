@@ -276,3 +276,17 @@ def test_attention_of_a_prefill_has_the_values_of_torch_and_leaves_the_same_cach
         results.append((*out, *(x.clone() for x in cache.whole(kv_heads, dim)), *filled.keys, *filled.values))
     for mine, theirs in zip(*results, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
+@needs_kernels
+@pytest.mark.parametrize("vocabulary", [5, 103, 5000])
+def test_log_probabilities_are_those_of_torch(vocabulary: int) -> None:
+    torch.manual_seed(7)
+    logits = torch.randn(9, vocabulary) * 5
+    logits[:, 1] = float("-inf")
+    tokens = torch.randint(2, vocabulary, (9,))
+    log_p = torch.log_softmax(logits.double() * 0.7, -1)
+    expected = torch.special.entr(log_p.exp()).sum(-1)
+    logprobs, entropies = kernels.logprobs(logits, tokens, 0.7)
+    torch.testing.assert_close(logprobs, log_p.gather(-1, tokens[:, None])[:, 0].float(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(entropies, expected.float(), rtol=1e-5, atol=1e-5)

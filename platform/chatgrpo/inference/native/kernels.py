@@ -290,6 +290,24 @@ def sample(logits_NV: Tensor, temperature_N: Tensor, uniform_N: Tensor) -> tuple
     return tokens_N, logprobs_N, entropies_N
 
 
+def logprobs(logits_NV: Tensor, tokens_N: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """(log-probabilities of the tokens, entropies) of softmax(scale * logits)."""
+    num_rows, vocabulary = logits_NV.shape
+    logits_NV, tokens_N = logits_NV.contiguous(), tokens_N.contiguous()
+    logprobs_N, entropies_N = torch.empty(num_rows), torch.empty(num_rows)
+    _library().chatgrpo_logprobs(
+        ctypes.c_void_p(logits_NV.data_ptr()),
+        ctypes.c_int64(num_rows),
+        ctypes.c_int64(vocabulary),
+        ctypes.c_float(scale),
+        ctypes.c_void_p(tokens_N.data_ptr()),
+        ctypes.c_void_p(logprobs_N.data_ptr()),
+        ctypes.c_void_p(entropies_N.data_ptr()),
+        torch.get_num_threads(),
+    )
+    return logprobs_N, entropies_N
+
+
 def decode(step: ctypes.Structure) -> None:
     _library().chatgrpo_decode(ctypes.byref(step))
 

@@ -1,7 +1,56 @@
-// From logits to one token a row.
+// From logits to tokens and their log-probabilities.
 #pragma once
 
 #include "vectors.h"
+
+namespace {
+
+// Of softmax(z * inverse) over a vocabulary: with s = (z - highest) * inverse and w = exp(s), the sums of w and of w s.
+struct Softmax {
+  static constexpr int64_t CHUNK = 64 * VW;
+  const float* z;
+  int64_t vocabulary;
+  float inverse, highest;
+  double total = 0, weighted = 0;
+
+  // `ends`: the sum of w up to the end of every chunk; may be null.
+  Softmax(const float* logits, int64_t count, float inverse_temperature, double* ends)
+      : z(logits), vocabulary(count), inverse(inverse_temperature) {
+    vec top = splat(z[0]);
+    int64_t i = 0;
+    for (; i + VW <= vocabulary; i += VW) {
+      const vec v = load(z + i);
+      top = v > top ? v : top;
+    }
+    highest = largest(top);
+    for (; i < vocabulary; ++i) highest = std::max(highest, z[i]);
+    for (int64_t c = 0; c * CHUNK < vocabulary; ++c) {
+      const int64_t end = std::min(vocabulary, (c + 1) * CHUNK);
+      vec w_sum = {}, ws_sum = {};
+      float w_rest = 0, ws_rest = 0;
+      for (i = c * CHUNK; i + VW <= end; i += VW) {
+        const vec shifted = (load(z + i) - highest) * inverse, w = exp_(shifted);
+        w_sum += w;
+        ws_sum += shifted < splat(-87.0f) ? vec{} : w * shifted;
+      }
+      for (; i < end; ++i) {
+        const float shifted = (z[i] - highest) * inverse, w = exp_(splat(shifted))[0];
+        w_rest += w;
+        if (w != 0.0f) ws_rest += w * shifted;
+      }
+      total += sum(w_sum) + w_rest;
+      weighted += sum(ws_sum) + ws_rest;
+      if (ends != nullptr) ends[c] = total;
+    }
+  }
+
+  float logprob(int64_t token) const {
+    return static_cast<float>(static_cast<double>((z[token] - highest) * inverse) - std::log(total));
+  }
+  float entropy() const { return static_cast<float>(std::log(total) - weighted / total); }
+};
+
+}  // namespace
 
 extern "C" {
 
@@ -9,7 +58,7 @@ extern "C" {
 // entropies of softmax(logits / temperature); for a greedy row those of temperature 1. N x V logits, as sampling.py.
 void chatgrpo_sample(const float* logits, int64_t rows, int64_t vocabulary, const float* temperatures,
                      const float* uniforms, int64_t* tokens, float* logprobs, float* entropies, int32_t threads) {
-  constexpr int64_t CHUNK = 64 * VW;
+  constexpr int64_t CHUNK = Softmax::CHUNK;
 #pragma omp parallel num_threads(threads)
   {
     std::vector<double> ends((vocabulary + CHUNK - 1) / CHUNK);
@@ -19,34 +68,9 @@ void chatgrpo_sample(const float* logits, int64_t rows, int64_t vocabulary, cons
       const float* z = logits + n * vocabulary;
       const bool greedy = temperatures[n] == 0.0f;
       const float inverse = greedy ? 1.0f : 1.0f / temperatures[n];
-      vec top = splat(z[0]);
-      int64_t i = 0;
-      for (; i + VW <= vocabulary; i += VW) {
-        const vec v = load(z + i);
-        top = v > top ? v : top;
-      }
-      float highest = largest(top);
-      for (; i < vocabulary; ++i) highest = std::max(highest, z[i]);
-      // Sum of the weights w = exp(s), s = (z - max) / temperature, a chunk at a time, and of w s for the entropy.
-      double total = 0, weighted = 0;
-      for (int64_t c = 0; c * CHUNK < vocabulary; ++c) {
-        const int64_t end = std::min(vocabulary, (c + 1) * CHUNK);
-        vec w_sum = {}, ws_sum = {};
-        float w_rest = 0, ws_rest = 0;
-        for (i = c * CHUNK; i + VW <= end; i += VW) {
-          const vec shifted = (load(z + i) - highest) * inverse, w = exp_(shifted);
-          w_sum += w;
-          ws_sum += shifted < splat(-87.0f) ? vec{} : w * shifted;
-        }
-        for (; i < end; ++i) {
-          const float shifted = (z[i] - highest) * inverse, w = exp_(splat(shifted))[0];
-          w_rest += w;
-          if (w != 0.0f) ws_rest += w * shifted;
-        }
-        total += sum(w_sum) + w_rest;
-        weighted += sum(ws_sum) + ws_rest;
-        ends[c] = total;
-      }
+      const Softmax softmax(z, vocabulary, inverse, ends.data());
+      const float highest = softmax.highest;
+      const double total = softmax.total;
       int64_t token = -1;
       if (greedy) {
         token = std::find(z, z + vocabulary, highest) - z;
@@ -69,11 +93,21 @@ void chatgrpo_sample(const float* logits, int64_t rows, int64_t vocabulary, cons
           if (reached > wanted) break;
         }
       }
-      const double log_total = std::log(total);
       tokens[n] = token;
-      logprobs[n] = static_cast<float>(static_cast<double>((z[token] - highest) * inverse) - log_total);
-      entropies[n] = static_cast<float>(log_total - weighted / total);
+      logprobs[n] = softmax.logprob(token);
+      entropies[n] = softmax.entropy();
     }
+  }
+}
+
+// Log-probabilities of given tokens and entropies of softmax(scale * logits).
+void chatgrpo_logprobs(const float* logits, int64_t rows, int64_t vocabulary, float scale, const int64_t* tokens,
+                       float* logprobs, float* entropies, int32_t threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t n = 0; n < rows; ++n) {
+    const Softmax softmax(logits + n * vocabulary, vocabulary, scale, nullptr);
+    logprobs[n] = softmax.logprob(tokens[n]);
+    entropies[n] = softmax.entropy();
   }
 }
 
