@@ -34,13 +34,15 @@ from chatgrpo.inference.finishing import check_prompt, finish_reason
 from chatgrpo.inference.kv_cache import DecodeLayout, KVCache, PrefillLayout, Prefix, Prompt, SavedRow
 from chatgrpo.inference.llama_forward import forward
 from chatgrpo.inference.llama_weights import LlamaWeights
+from chatgrpo.inference.native import kernels
 from chatgrpo.inference.prefix_store import Computed, PrefixStore
 from chatgrpo.inference.sampling import Sampled, sample
 
 # Prompt tokens of one prefill forward: bounds its activations and how long running rows wait for newcomers.
 _PREFILL_TOKENS = 2048
-# From this many tokens on, a prompt of several rows is held once: shorter ones are faster as part of dense rows.
-_SHARED_PREFIX_TOKENS = 192
+# From this many tokens on, a prompt of several rows is held once. Torch attends faster to shorter ones as part of dense
+# rows; kernels read less memory.
+_SHARED_PREFIX_TOKENS, _SHARED_BY_KERNELS = 192, 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +140,8 @@ class TorchEngine:
         self._beside: AdaptedWeights | AdapterHooks | None = None  # made for the first adapter
         self._tapes: dict[str | None, ActivationTape] = {}
         self._known_prefixes = PrefixStore(prefix_bytes)
+        by_kernels = weights is not None and kernels.suit(weights.embedding)
+        self._shared_from = _SHARED_BY_KERNELS if by_kernels else _SHARED_PREFIX_TOKENS
         self._drafts, self._clock = drafts, clock
         self._costs = StepCosts()
 
@@ -299,7 +303,7 @@ class TorchEngine:
         length, kept = len(part.new_ids), part.kept
         tokens = range(offset, offset + length)
         rows = range(len(self._rows), len(self._rows) + len(part.rows))
-        fills = kept is None and len(part.rows) > 1 and length >= _SHARED_PREFIX_TOKENS
+        fills = kept is None and len(part.rows) > 1 and length >= self._shared_from
         prefix = Prefix(self._cache.num_layers, length) if fills else kept.prefix if kept else None
         for row in part.rows:
             row.prefix = prefix
