@@ -44,6 +44,7 @@ from chatgrpo.monitoring.tracing import (
     trace_operation,
 )
 from chatgrpo.overrides import apply_overrides
+from chatgrpo.training.allocator import GLIBC_TUNABLES
 from chatgrpo.training.config import TrainConfig
 
 logger = logging.getLogger("train_grpo")
@@ -160,7 +161,12 @@ def _gpus_per_worker(config: TrainConfig) -> float:
 def _worker_env() -> dict[str, str]:
     """Threads that wait for work sleep instead of spinning: ranks, chat replicas and rewards share the cores. What the
     environment says already comes to the workers by itself, and Ray refuses to be told twice."""
-    wanted = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
+    wanted = {
+        "GLIBC_TUNABLES": GLIBC_TUNABLES,
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "TOKENIZERS_PARALLELISM": "false",
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    }
     return {name: value for name, value in wanted.items() if name not in os.environ}
 
 

@@ -337,10 +337,10 @@ class Run:
         return bool(self.state.evaluations) and self.state.evaluations[-1][0] == self.state.step
 
     def _publish(self, metrics: Mapping[str, float], checkpoint: Path | None) -> None:
-        finite = {k: v for k, v in metrics.items() if math.isfinite(v)}
+        figures = {"total_steps": self.total_steps, **{k: v for k, v in metrics.items() if math.isfinite(v)}}
         if self.trackers:
-            self.trackers.log(finite, self.state.step)
-        self._report({"step": self.state.step, "total_steps": self.total_steps, **finite}, checkpoint)
+            self.trackers.log(figures, self.state.step)
+        self._report({"step": self.state.step, **figures}, checkpoint)
 
     # Ends
 
