@@ -30,7 +30,7 @@ def _prefers_onednn() -> bool:
         return False
     cpuinfo = Path("/proc/cpuinfo")
     is_intel = cpuinfo.is_file() and "GenuineIntel" in cpuinfo.read_text(encoding="utf-8")
-    return not (is_intel and torch.backends.mkl.is_available())
+    return not (is_intel and torch.backends.mkl.is_available())  # type: ignore[no-untyped-call]
 
 
 _PREFERS_ONEDNN = _prefers_onednn()
