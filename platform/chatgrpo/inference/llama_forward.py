@@ -35,8 +35,11 @@ class Rotary:
     def turn_(self, heads_THD: Tensor, *, back: bool = False) -> None:
         """Rotates in place; `back` by the negative angle, which is the gradient of the rotation."""
         half = heads_THD.shape[-1] // 2
-        first, second = heads_THD[..., :half], heads_THD[..., half:]
         sin = -self.sin if back else self.sin
+        if not heads_THD.requires_grad and kernels.suit(heads_THD):
+            kernels.rotate_(heads_THD, self.cos[:, 0], sin[:, 0])
+            return
+        first, second = heads_THD[..., :half], heads_THD[..., half:]
         turned = first * self.cos - second * sin
         second.mul_(self.cos).addcmul_(first, sin)
         first.copy_(turned)
@@ -69,8 +72,7 @@ def forward(
         gate_up_T = layer.gate_up(rms_norm(middle_TE, layer.post_norm, weights.eps))
         if record is not None:
             record.layer(index, middle=middle_TE, gate_up=gate_up_T)
-        gate_TF, up_TF = gate_up_T.chunk(2, -1)
-        x_TE = layer.down.added_to(functional.silu(gate_TF).mul_(up_TF), middle_TE)
+        x_TE = layer.down.added_to(gated(gate_up_T), middle_TE)
     if record is not None:
         record.last(x_TE)
     return rms_norm(x_TE, weights.final_norm, weights.eps)
@@ -99,5 +101,16 @@ def attend(layout: Layout, layer: int, split_THD: Tensor, num_heads: int, num_kv
     return out_1THD[0].flatten(1)
 
 
+def gated(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up of rows that hold both one after the other."""
+    if kernels.suit(gate_up):
+        return kernels.gated(gate_up)
+    gate, up = gate_up.chunk(2, -1)
+    return functional.silu(gate) * up
+
+
 def rms_norm(x_TE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
+    """Without gradients."""
+    if x_TE.dim() == 2 and kernels.suit(x_TE):
+        return kernels.norm(x_TE, weight_E, eps)
     return functional.rms_norm(x_TE, (x_TE.shape[-1],), weight_E, eps)

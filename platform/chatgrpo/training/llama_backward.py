@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from chatgrpo.inference.activation_tape import Activations, Recording
 from chatgrpo.inference.attention import Layout, SegmentLayout
-from chatgrpo.inference.llama_forward import Rotary, attend, place_heads_, rms_norm
-from chatgrpo.inference.llama_weights import Fused, Layer, LlamaWeights
+from chatgrpo.inference.llama_forward import Rotary, attend, gated, place_heads_, rms_norm
+from chatgrpo.inference.llama_weights import Adapter, Fused, Layer, LlamaWeights, Projection
 from chatgrpo.inference.native import kernels
 from chatgrpo.inference.products import linear, outer, times
 
@@ -70,29 +70,21 @@ def _attention_backward(
     projected = qkv_T.view(qkv_T.shape[0], -1, weights.head_dim)
     placed = projected.clone()
     place_heads_(weights, layer, placed, rotary)
+    d_attended, d_low = _inputs_back(layer.out, d_middle)
     if isinstance(layout, SegmentLayout) and kernels.suit(placed):
         shape = (weights.num_heads, weights.num_kv_heads, weights.scale)
-        d_attended = _project_back(layer.out, kernels.attention(placed, layout.for_kernels, *shape), d_middle)
-        grad = kernels.attention_backward(placed, layout.for_kernels, *shape, d_attended)
+        attended, grad = kernels.attention_backward(placed, layout.for_kernels, *shape, d_attended)
     else:
         with torch.enable_grad():
             leaf = placed.requires_grad_()
             attended = attend(layout, index, leaf, weights.num_heads, weights.num_kv_heads, weights.scale)
-        d_attended = _project_back(layer.out, attended.detach(), d_middle)
         (grad,) = torch.autograd.grad(attended, leaf, d_attended)
+    _weights_back(layer.out, attended.detach(), d_middle, d_low)
     rotary.turn_(grad[:, :keys], back=True)
     if layer.head_norms is not None:
         for part, norm in zip((slice(queries), slice(queries, keys)), layer.head_norms, strict=True):
             grad[:, part] = _norm_backward(projected[:, part], norm, weights.eps, grad[:, part])
     return grad.flatten(1)
-
-
-def gated(gate_up: Tensor) -> Tensor:
-    """silu(gate) * up of rows that hold both one after the other."""
-    if kernels.suit(gate_up):
-        return kernels.gated(gate_up)
-    gate, up = gate_up.chunk(2, -1)
-    return nn.functional.silu(gate) * up
 
 
 def gated_backward(gate_up: Tensor, d_act: Tensor) -> Tensor:
@@ -126,35 +118,49 @@ def norm_backward(x: Tensor, weight: Tensor, eps: float, dy: Tensor, add: Tensor
 
 def _project_back(site: Fused, x: Tensor, dy: Tensor) -> Tensor:
     """Gradient by the input `x` of a site; those by its weights are added to theirs."""
-    dx = _adapters_back(site, x, dy)
+    dx, d_low = _inputs_back(site, dy)
+    _weights_back(site, x, dy, d_low)
+    return dx
+
+
+def _inputs_back(site: Fused, dy: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Gradients by the input of a site and, where it has adapters, by all their low-rank outputs side by side (TS)."""
+    adapted = _adapted(site)
+    dx = times(dy, site.weight)
+    if not adapted:
+        return dx, None
+    d_low_TS = dy.new_empty(dy.shape[0], sum(adapter.a_RI.shape[0] for _, adapter in adapted))
+    for (p, adapter), part_TR in zip(adapted, _by_adapter(d_low_TS, adapted), strict=True):
+        # By torch's default: oneDNN is slow where a matrix is a part of wider rows.
+        torch.mm(dy[:, p.start : p.stop], adapter.b_OR, out=part_TR)
+        part_TR.mul_(adapter.scale)
+    return dx.addmm_(d_low_TS, torch.cat([adapter.a_RI for _, adapter in adapted])), d_low_TS
+
+
+def _weights_back(site: Fused, x: Tensor, dy: Tensor, d_low_TS: Tensor | None) -> None:
+    """Adds the gradients by the weights of a site to theirs. Adapters are taken together, so that x is read once."""
     for p in site.projections:
         if p.base.weight.requires_grad:
             _grad(p.base.weight).add_(outer(dy[:, p.start : p.stop], x))
         if p.base.bias is not None and p.base.bias.requires_grad:
             _grad(p.base.bias).add_(dy[:, p.start : p.stop].sum(0))
-    return dx
-
-
-def _adapters_back(site: Fused, x: Tensor, dy: Tensor) -> Tensor:
-    """Gradient by `x`; the adapters of a site are taken together, so that x is read once for all of them."""
-    adapted = [(p, adapter) for p in site.projections if (adapter := p.adapter) is not None]
-    if not adapted:
-        return times(dy, site.weight)
-    a_SI = torch.cat([adapter.a_RI for _, adapter in adapted])
-    low_TS = linear(x, a_SI)
-    d_low_TS = torch.empty_like(low_TS)
-    first = 0
-    for p, adapter in adapted:
-        part, dy_part = slice(first, first + adapter.a_RI.shape[0]), dy[:, p.start : p.stop]
-        torch.mm(dy_part, adapter.b_OR, out=d_low_TS[:, part])
-        d_low_TS[:, part].mul_(adapter.scale)
-        # By torch's default: oneDNN is slow where a matrix is a part of wider rows.
-        _grad(adapter.b_OR).addmm_(dy_part.T, low_TS[:, part], alpha=adapter.scale)
-        first = part.stop
+    if d_low_TS is None:
+        return
+    adapted = _adapted(site)
+    low_TS = linear(x, torch.cat([adapter.a_RI for _, adapter in adapted]))
     d_a_SI = outer(d_low_TS, x)
-    for (_, adapter), grad in zip(adapted, torch.split(d_a_SI, [a.a_RI.shape[0] for _, a in adapted]), strict=True):
-        _grad(adapter.a_RI).add_(grad)
-    return times(dy, site.weight).addmm_(d_low_TS, a_SI)
+    parts = zip(adapted, _by_adapter(low_TS, adapted), _by_adapter(d_a_SI.T, adapted), strict=True)
+    for (p, adapter), low_TR, d_a_IR in parts:
+        _grad(adapter.b_OR).addmm_(dy[:, p.start : p.stop].T, low_TR, alpha=adapter.scale)
+        _grad(adapter.a_RI).add_(d_a_IR.T)
+
+
+def _adapted(site: Fused) -> list[tuple[Projection, Adapter]]:
+    return [(p, adapter) for p in site.projections if (adapter := p.adapter) is not None]
+
+
+def _by_adapter(low_TS: Tensor, adapted: list[tuple[Projection, Adapter]]) -> tuple[Tensor, ...]:
+    return torch.split(low_TS, [adapter.a_RI.shape[0] for _, adapter in adapted], 1)
 
 
 def _grad(parameter: nn.Parameter) -> Tensor:

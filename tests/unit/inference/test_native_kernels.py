@@ -12,7 +12,7 @@ from chatgrpo.inference import products
 from chatgrpo.inference.attention import SegmentLayout
 from chatgrpo.inference.engine import GenerationRequest, SamplingParams
 from chatgrpo.inference.kv_cache import DecodeLayout, KVCache, PrefillLayout, Prefix, Prompt
-from chatgrpo.inference.llama_forward import attend, forward
+from chatgrpo.inference.llama_forward import attend, forward, gated
 from chatgrpo.inference.llama_weights import LlamaWeights
 from chatgrpo.inference.loading import LoadedModel
 from chatgrpo.inference.native import build, kernels
@@ -146,7 +146,7 @@ def test_gates_and_norms_have_the_gradients_of_autograd(without: pytest.MonkeyPa
     d_act, add = torch.randn(9, width), torch.randn(9, width)
     gate, up = gate_up.chunk(2, -1)
     act = nn.functional.silu(gate) * up
-    torch.testing.assert_close(llama_backward.gated(gate_up.detach()), act.detach(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gated(gate_up.detach()), act.detach(), rtol=1e-5, atol=1e-6)
     (expected,) = torch.autograd.grad(act, gate_up, d_act)
     found = llama_backward.gated_backward(gate_up.detach(), d_act)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
@@ -234,7 +234,8 @@ def test_attention_over_segments_has_the_values_and_gradients_of_torch(
     leaf = qkv.detach()
     found = attend(layout, 0, leaf, group * kv_heads, kv_heads, scale)
     torch.testing.assert_close(found, expected.detach(), rtol=1e-5, atol=1e-5)
-    d_found = kernels.attention_backward(leaf, layout.for_kernels, group * kv_heads, kv_heads, scale, d_out)
+    again, d_found = kernels.attention_backward(leaf, layout.for_kernels, group * kv_heads, kv_heads, scale, d_out)
+    assert torch.equal(again, found)
     torch.testing.assert_close(d_found, d_expected, rtol=1e-4, atol=1e-5)
 
 

@@ -50,15 +50,6 @@ struct Step {
 
 namespace {
 
-void rotate(const float* from, const float* cos, const float* sin, int64_t dim, float* to) {
-  const int64_t half = dim / 2;
-  for (int64_t i = 0; i < half; ++i) {
-    const float a = from[i], b = from[half + i];
-    to[i] = a * cos[i] - b * sin[i];
-    to[half + i] = b * cos[i] + a * sin[i];
-  }
-}
-
 void place_head(const float* projected, const float* norm, const Step& s, int64_t row, float* to) {
   const int64_t dim = s.head_dim, half = dim / 2;
   std::vector<float> normed;

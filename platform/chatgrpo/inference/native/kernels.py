@@ -154,11 +154,11 @@ def attention(qkv_THD: Tensor, segments: Segments, num_heads: int, num_kv_heads:
 
 def attention_backward(
     qkv_THD: Tensor, segments: Segments, num_heads: int, num_kv_heads: int, scale: float, d_out_THD: Tensor
-) -> Tensor:
-    """The gradient by `qkv_THD` of `attention`."""
-    d_qkv_THD = torch.zeros_like(qkv_THD)
-    _attention(qkv_THD, segments, num_heads, num_kv_heads, scale, None, d_out_THD.contiguous(), d_qkv_THD)
-    return d_qkv_THD
+) -> tuple[Tensor, Tensor]:
+    """What `attention` says, and its gradient by `qkv_THD`."""
+    out_THD, d_qkv_THD = torch.empty_like(d_out_THD), torch.zeros_like(qkv_THD)
+    _attention(qkv_THD, segments, num_heads, num_kv_heads, scale, out_THD, d_out_THD.contiguous(), d_qkv_THD)
+    return out_THD, d_qkv_THD
 
 
 def _attention(
@@ -219,6 +219,39 @@ def prefill_attention(
         torch.get_num_threads(),
     )
     return out_THD
+
+
+def norm(x_TE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
+    """RMS norm of each row."""
+    x_TE = x_TE.contiguous()
+    y_TE = torch.empty_like(x_TE)
+    _library().chatgrpo_norm(
+        ctypes.c_void_p(x_TE.data_ptr()),
+        ctypes.c_void_p(weight_E.data_ptr()),
+        ctypes.c_int64(x_TE.shape[0]),
+        ctypes.c_int64(x_TE.shape[1]),
+        ctypes.c_float(eps),
+        ctypes.c_void_p(y_TE.data_ptr()),
+        torch.get_num_threads(),
+    )
+    return y_TE
+
+
+def rotate_(heads_THD: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> None:
+    """Turns each head's two halves in place; cos and sin of half the head dimension. Heads must be dense in a row."""
+    num_rows, num_heads, dim = heads_THD.shape
+    assert heads_THD.stride()[1:] == (dim, 1)
+    cos_TD, sin_TD = cos_TD.contiguous(), sin_TD.contiguous()
+    _library().chatgrpo_rotate(
+        ctypes.c_void_p(heads_THD.data_ptr()),
+        ctypes.c_int64(heads_THD.stride(0)),
+        ctypes.c_int64(num_rows),
+        ctypes.c_int64(num_heads),
+        ctypes.c_int64(dim),
+        ctypes.c_void_p(cos_TD.data_ptr()),
+        ctypes.c_void_p(sin_TD.data_ptr()),
+        torch.get_num_threads(),
+    )
 
 
 def gated(gate_up_TF: Tensor) -> Tensor:

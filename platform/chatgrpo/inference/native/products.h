@@ -30,9 +30,9 @@ struct Beside {
 
 namespace {
 
-// Adds R rows of x times the first V vectors of a panel to what `sums` holds. `ahead`: what is read next, brought near
-// meanwhile.
-template <int R, int V>
+// Adds R rows of x times the first V vectors of a panel to what `sums` holds. `ahead`: what is read next, of which
+// `in` * A vectors are brought near meanwhile.
+template <int R, int V, int A>
 inline void tile(const float* x, int64_t ldx, const float* panel, int64_t in, const float* ahead, vec (&sums)[MR][NV]) {
   vec acc[R][V];
   for (int r = 0; r < R; ++r)
@@ -41,8 +41,8 @@ inline void tile(const float* x, int64_t ldx, const float* panel, int64_t in, co
     vec b[V];
     for (int v = 0; v < V; ++v) b[v] = load(panel + v * VW);
     panel += NR;
-    __builtin_prefetch(ahead, 0, 2);
-    ahead += VW;
+    for (int v = 0; v < A; ++v) __builtin_prefetch(ahead + v * VW, 0, 2);
+    ahead += A * VW;
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const vec a = splat(x[r * ldx + k]);
@@ -54,21 +54,21 @@ inline void tile(const float* x, int64_t ldx, const float* panel, int64_t in, co
     for (int v = 0; v < V; ++v) sums[r][v] = acc[r][v];
 }
 
-template <int V>
+template <int V, int A>
 void tile_of(int rows, const float* x, int64_t ldx, const float* panel, int64_t in, const float* ahead,
              vec (&sums)[MR][NV]) {
   switch (rows) {
-    case 1: return tile<1, V>(x, ldx, panel, in, ahead, sums);
-    case 2: return tile<2, V>(x, ldx, panel, in, ahead, sums);
-    case 3: return tile<3, V>(x, ldx, panel, in, ahead, sums);
-    case 4: return tile<4, V>(x, ldx, panel, in, ahead, sums);
+    case 1: return tile<1, V, A>(x, ldx, panel, in, ahead, sums);
+    case 2: return tile<2, V, A>(x, ldx, panel, in, ahead, sums);
+    case 3: return tile<3, V, A>(x, ldx, panel, in, ahead, sums);
+    case 4: return tile<4, V, A>(x, ldx, panel, in, ahead, sums);
   }
   if constexpr (MR > 4) {
     switch (rows) {
-      case 5: return tile<5, V>(x, ldx, panel, in, ahead, sums);
-      case 6: return tile<6, V>(x, ldx, panel, in, ahead, sums);
-      case 7: return tile<7, V>(x, ldx, panel, in, ahead, sums);
-      case 8: return tile<8, V>(x, ldx, panel, in, ahead, sums);
+      case 5: return tile<5, V, A>(x, ldx, panel, in, ahead, sums);
+      case 6: return tile<6, V, A>(x, ldx, panel, in, ahead, sums);
+      case 7: return tile<7, V, A>(x, ldx, panel, in, ahead, sums);
+      case 8: return tile<8, V, A>(x, ldx, panel, in, ahead, sums);
     }
   }
 }
@@ -113,11 +113,12 @@ void linear_part(const Linear& w, const float* x, int64_t ldx, int64_t rows, flo
       for (int64_t k = 0; k < w.in; k += INPUTS_AT_ONCE) {
         const int64_t inputs = std::min(INPUTS_AT_ONCE, w.in - k), share = inputs * NR / (to - from);
         const float* next = panel + (k + inputs) * NR;
+        const auto work = to - from == 1 ? tile_of<NV, NV> : to - from == 2 ? tile_of<NV, (NV + 1) / 2> : tile_of<NV, 1>;
         for (int64_t block = from; block < to; ++block) {
           const int64_t row = first + block * MR;
           const float* ahead = next < end ? next + (block - from) * share : panel;
-          tile_of<NV>(static_cast<int>(std::min<int64_t>(MR, rows - row)), x + row * ldx + k, ldx, panel + k * NR, inputs,
-                      ahead, sums[block - from]);
+          work(static_cast<int>(std::min<int64_t>(MR, rows - row)), x + row * ldx + k, ldx, panel + k * NR, inputs, ahead,
+               sums[block - from]);
         }
       }
       for (int64_t block = from; block < to; ++block) {

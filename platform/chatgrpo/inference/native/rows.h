@@ -1,6 +1,7 @@
 // What is computed row by row: norms, gates and their gradients.
 #pragma once
 
+#include "threads.h"
 #include "vectors.h"
 
 namespace {
@@ -28,6 +29,16 @@ void norm_part(const float* x, const float* weight, int64_t rows, int64_t width,
   for (int64_t n = mine.begin; n < mine.end; ++n) norm_row(x + n * width, weight, width, eps, y + n * width);
 }
 
+// Turns the two halves of a head by the angles whose cos and sin are given; `to` may be `from`.
+void rotate(const float* from, const float* cos, const float* sin, int64_t dim, float* to) {
+  const int64_t half = dim / 2;
+  for (int64_t i = 0; i < half; ++i) {
+    const float a = from[i], b = from[half + i];
+    to[i] = a * cos[i] - b * sin[i];
+    to[half + i] = b * cos[i] + a * sin[i];
+  }
+}
+
 // y = silu(gate) * up, where a row holds both one after the other.
 void gated_row(const float* gate_up, int64_t width, float* y) {
   const float *gate = gate_up, *up = gate_up + width;
@@ -42,6 +53,23 @@ void gated_row(const float* gate_up, int64_t width, float* y) {
 }  // namespace
 
 extern "C" {
+
+void chatgrpo_norm(const float* x, const float* weight, int64_t rows, int64_t width, float eps, float* y,
+                   int32_t threads) {
+#pragma omp parallel num_threads(threads)
+  norm_part(x, weight, rows, width, eps, y, omp_get_thread_num(), omp_get_num_threads());
+}
+
+// In place: the first `heads` heads of T rows, `ld` floats apart; cos and sin T x D/2.
+void chatgrpo_rotate(float* x, int64_t ld, int64_t rows, int64_t heads, int64_t dim, const float* cos, const float* sin,
+                     int32_t threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t t = 0; t < rows; ++t)
+    for (int64_t h = 0; h < heads; ++h) {
+      float* head = x + t * ld + h * dim;
+      rotate(head, cos + t * (dim / 2), sin + t * (dim / 2), dim, head);
+    }
+}
 
 // act = silu(gate) * up: T x F from T x 2F.
 void chatgrpo_gated(const float* gate_up, int64_t rows, int64_t width, float* act, int32_t threads) {

@@ -35,9 +35,9 @@ void small_product(const float* x, int64_t ldx, int rows, const std::vector<floa
     const float* panel = panels.data() + p * in * NR;
     const int vectors = static_cast<int>(std::min<int64_t>(NV, (out - p * NR + VW - 1) / VW));
     vec sums[MR][NV] = {};
-    if (vectors == 1) tile_of<1>(rows, x, ldx, panel, used, panel, sums);
-    else if (vectors == 2) tile_of<2>(rows, x, ldx, panel, used, panel, sums);
-    else tile_of<3>(rows, x, ldx, panel, used, panel, sums);
+    if (vectors == 1) tile_of<1, 1>(rows, x, ldx, panel, used, panel, sums);
+    else if (vectors == 2) tile_of<2, 1>(rows, x, ldx, panel, used, panel, sums);
+    else tile_of<3, 1>(rows, x, ldx, panel, used, panel, sums);
     for (int r = 0; r < rows; ++r)
       for (int v = 0; v < vectors; ++v) {
         float* to = y + r * ldy + p * NR + v * VW;
@@ -72,11 +72,10 @@ struct Range {
   void take(const float* key, const float* value, int64_t ld, int64_t first, int64_t count, int64_t dim, bool back) {
     start = first, length = count;
     pack_rows(key + first * ld, ld, count, dim, keys);
+    pack_columns(value + first * ld, ld, count, dim, values_by_sum);
     if (back) {
       pack_rows(value + first * ld, ld, count, dim, values);
       pack_columns(key + first * ld, ld, count, dim, keys_by_sum);
-    } else {
-      pack_columns(value + first * ld, ld, count, dim, values_by_sum);
     }
   }
 };
@@ -84,7 +83,7 @@ struct Range {
 inline int64_t whole_panels(int64_t count) { return (count + NR - 1) / NR * NR; }
 
 // Attention of one segment (see SegmentLayout) and one key/value head: its tokens see `before` and, causally, `own`.
-// Forward writes `out`; with `d_out` the gradients by queries, keys and values are added to `d_qkv` instead.
+// Writes `out` where given; with `d_out` the gradients by queries, keys and values are added to `d_qkv`.
 struct Segment {
   const float* qkv;
   int64_t ld, heads, kv_heads, dim;
@@ -114,7 +113,7 @@ struct Segment {
       small_product(queries, dim, count, own.keys, dim, dim, seen, false, own_weights, width);
       for (int r = 0; r < count; ++r)
         softmax_of(weights + r * width, before.length, own_weights + r * width, (first + r) / group + 1, seen);
-      if (d_out == nullptr) {
+      if (out != nullptr) {
         if (before.length)
           small_product(weights, width, count, before.values_by_sum, before.length, before.length, dim, false, result, padded_dim);
         small_product(own_weights, width, count, own.values_by_sum, own.length, seen, dim, before.length > 0, result,
@@ -123,8 +122,8 @@ struct Segment {
           const int64_t token = own.start + (first + r) / group, head = kv * group + (first + r) % group;
           std::memcpy(out + token * out_ld + head * dim, result + r * padded_dim, dim * sizeof(float));
         }
-        continue;
       }
+      if (d_out == nullptr) continue;
       float* d_own = d_weights + padded_before;
       float *d_key = d_qkv + (heads + kv) * dim, *d_value = d_qkv + (heads + kv_heads + kv) * dim;
       add_outer(weights, width, d_rows, dim, count, before.length, dim, d_value + before.start * ld, ld);
@@ -173,8 +172,8 @@ struct Segment {
 extern "C" {
 
 // Attention over packed segments. `qkv`: T x (H + 2K) D, rotated. `segments`: (prefix start, prefix length, start,
-// length) each; those from clusters[c] to clusters[c + 1] have the same prefix or are it. Without `d_out` writes `out`,
-// T x H D; with it adds to `d_qkv`, which the caller zeroes.
+// length) each; those from clusters[c] to clusters[c + 1] have the same prefix or are it. Writes `out`, T x H D; with
+// `d_out` adds to `d_qkv`, which the caller zeroes.
 void chatgrpo_attention(const float* qkv, int64_t heads, int64_t kv_heads, int64_t dim, float scale,
                         const int64_t* segments, const int64_t* clusters, int64_t num_clusters, float* out,
                         const float* d_out, float* d_qkv, int32_t threads) {
