@@ -74,21 +74,27 @@ class Recorder:
 
     def projected(self, index: int, *, x: Tensor, qkv: Tensor) -> None:
         """Before norms and rotation of the heads, which work in place."""
-        self.block.x[index, self.tokens] = x
-        self.block.qkv[index, self.tokens] = qkv
+        _put(x, self.block.x[index, self.tokens])
+        _put(qkv, self.block.qkv[index, self.tokens])
 
     def layer(self, index: int, *, middle: Tensor, gate_up: Tensor) -> None:
-        self.block.middle[index, self.tokens] = middle
-        self.block.gate_up[index, self.tokens] = gate_up
+        _put(middle, self.block.middle[index, self.tokens])
+        _put(gate_up, self.block.gate_up[index, self.tokens])
 
     def last(self, x: Tensor) -> None:
         """Output of the last layer, before the last norm."""
-        self.block.x[-1, self.tokens] = x
+        _put(x, self.block.x[-1, self.tokens])
 
     def take(self, activations: tuple[Tensor, ...]) -> None:
         """Of all layers at once, as `views`; there may be more layers than it has."""
         for held, given in zip(self.views(), activations, strict=True):
             held.copy_(given[: held.shape[0]])
+
+
+def _put(value: Tensor, held: Tensor) -> None:
+    """Unless it was computed there."""
+    if value.data_ptr() != held.data_ptr():
+        held.copy_(value)
 
 
 @dataclass(frozen=True, slots=True)

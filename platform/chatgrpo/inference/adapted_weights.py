@@ -146,11 +146,11 @@ class _AdaptedFused(Fused):
     def beside(self) -> Beside | None:
         return self._stack if isinstance(self._stack, Beside) else None
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return self._adapted(x, products.linear(x, self.spoken, self.bias))
+    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        return self._adapted(x, products.linear(x, self.spoken, self.bias, out))
 
-    def added_to(self, x: Tensor, residual: Tensor) -> Tensor:
-        return self._adapted(x, products.linear_add(x, self.spoken, self.bias, residual))
+    def added_to(self, x: Tensor, residual: Tensor, out: Tensor | None = None) -> Tensor:
+        return self._adapted(x, products.linear_add(x, self.spoken, self.bias, residual, out))
 
     def _adapted(self, x: Tensor, y: Tensor) -> Tensor:
         if self._speech.masks:

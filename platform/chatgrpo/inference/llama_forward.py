@@ -62,20 +62,31 @@ def forward(
         if kernel is not None:
             return kernel(x_TE, rotary.cos[:, 0], rotary.sin[:, 0], layout, record)
     for index, layer in enumerate(weights.layers):
-        qkv_T = layer.qkv(rms_norm(x_TE, layer.input_norm, weights.eps))
+        # Where a tape has room in one piece, products write there at once.
+        x_on_tape, qkv_on_tape, middle_on_tape, gate_up_on_tape = _places(record, index)
+        qkv_T = layer.qkv(rms_norm(x_TE, layer.input_norm, weights.eps), qkv_on_tape)
         if record is not None:
             record.projected(index, x=x_TE, qkv=qkv_T)
-        split_THD = qkv_T.view(-1, heads + 2 * kv_heads, dim)
+        split_THD = (qkv_T if qkv_on_tape is None else qkv_T.clone()).view(-1, heads + 2 * kv_heads, dim)
         place_heads_(weights, layer, split_THD, rotary)
         attended_T = attend(layout, index, split_THD, heads, kv_heads, weights.scale)
-        middle_TE = layer.out.added_to(attended_T, x_TE)
-        gate_up_T = layer.gate_up(rms_norm(middle_TE, layer.post_norm, weights.eps))
+        middle_TE = layer.out.added_to(attended_T, x_TE, middle_on_tape)
+        gate_up_T = layer.gate_up(rms_norm(middle_TE, layer.post_norm, weights.eps), gate_up_on_tape)
         if record is not None:
             record.layer(index, middle=middle_TE, gate_up=gate_up_T)
-        x_TE = layer.down.added_to(gated(gate_up_T), middle_TE)
+        x_TE = layer.down.added_to(gated(gate_up_T), middle_TE, x_on_tape)
     if record is not None:
         record.last(x_TE)
     return rms_norm(x_TE, weights.final_norm, weights.eps)
+
+
+def _places(record: Recorder | SplitRecorder | None, index: int) -> tuple[Tensor | None, ...]:
+    """For the layer's output, qkv, middle and gate_up."""
+    views = None if record is None else record.views()
+    if views is None:
+        return None, None, None, None
+    x, qkv, middle, gate_up = views
+    return x[index + 1], qkv[index], middle[index], gate_up[index]
 
 
 def place_heads_(weights: LlamaWeights, layer: Layer, split_THD: Tensor, rotary: Rotary) -> None:

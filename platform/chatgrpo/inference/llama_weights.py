@@ -120,11 +120,12 @@ class Fused:
                 merged[p.start : p.stop].addmm_(adapter.b_OR, adapter.a_RI, alpha=adapter.scale)
         return merged
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return self._with_adapters(x, products.linear(x, self.spoken, self.bias))
+    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """`out`: memory that the result may be put into."""
+        return self._with_adapters(x, products.linear(x, self.spoken, self.bias, out))
 
-    def added_to(self, x: Tensor, residual: Tensor) -> Tensor:
-        return self._with_adapters(x, products.linear_add(x, self.spoken, self.bias, residual))
+    def added_to(self, x: Tensor, residual: Tensor, out: Tensor | None = None) -> Tensor:
+        return self._with_adapters(x, products.linear_add(x, self.spoken, self.bias, residual, out))
 
     def _with_adapters(self, x: Tensor, y: Tensor) -> Tensor:
         """Adds to `y` what is not merged."""

@@ -36,20 +36,28 @@ def _prefers_onednn() -> bool:
 _PREFERS_ONEDNN = _prefers_onednn()
 
 
-def linear(x_TI: Tensor, weight_OI: Tensor | Panels, bias_O: Tensor | None = None) -> Tensor:
-    """x W^T + b. `weight_OI` may be packed."""
+def linear(
+    x_TI: Tensor, weight_OI: Tensor | Panels, bias_O: Tensor | None = None, out_TO: Tensor | None = None
+) -> Tensor:
+    """x W^T + b. `weight_OI` may be packed; the result is then in `out_TO`, where given."""
     if isinstance(weight_OI, Panels):
-        return kernels.linear(x_TI, weight_OI, bias_O)
+        return kernels.linear(x_TI, weight_OI, bias_O, out_TO=out_TO)
     if _by_onednn(x_TI):
         product: Tensor = _ops._linear_pointwise(x_TI, weight_OI, bias_O, "none", [], "")
         return product
     return nn.functional.linear(x_TI, weight_OI, bias_O)
 
 
-def linear_add(x_TI: Tensor, weight_OI: Tensor | Panels, bias_O: Tensor | None, other_TO: Tensor) -> Tensor:
-    """x W^T + b + other, in one pass over the result."""
+def linear_add(
+    x_TI: Tensor,
+    weight_OI: Tensor | Panels,
+    bias_O: Tensor | None,
+    other_TO: Tensor,
+    out_TO: Tensor | None = None,
+) -> Tensor:
+    """x W^T + b + other, in one pass over the result; `out_TO` as for `linear`."""
     if isinstance(weight_OI, Panels):
-        return kernels.linear(x_TI, weight_OI, bias_O, other_TO)
+        return kernels.linear(x_TI, weight_OI, bias_O, other_TO, out_TO)
     if _by_onednn(x_TI):
         product: Tensor = _ops._linear_pointwise.binary(x_TI, other_TO, weight_OI, bias_O, "add")
         return product

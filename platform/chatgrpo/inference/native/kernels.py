@@ -107,13 +107,20 @@ def pack(weight_OI: Tensor, pages: HugePages | None = None) -> Panels:
     return Panels(data, num_out)
 
 
-def linear(x_TI: Tensor, weight: Panels, bias_O: Tensor | None = None, other_TO: Tensor | None = None) -> Tensor:
-    """x W^T + b + other, TO."""
+def linear(
+    x_TI: Tensor,
+    weight: Panels,
+    bias_O: Tensor | None = None,
+    other_TO: Tensor | None = None,
+    out_TO: Tensor | None = None,
+) -> Tensor:
+    """x W^T + b + other, TO; dense `out_TO` holds it where given."""
     assert x_TI.shape[1] == weight.num_in
     if x_TI.stride(1) != 1:
         x_TI = x_TI.contiguous()
     other_TO = None if other_TO is None else other_TO.contiguous()
-    y_TO = torch.empty(x_TI.shape[0], weight.num_out)
+    y_TO = torch.empty(x_TI.shape[0], weight.num_out) if out_TO is None else out_TO
+    assert y_TO.is_contiguous()
     _library().chatgrpo_linear(
         ctypes.byref(weight.described(bias_O)),
         ctypes.c_void_p(x_TI.data_ptr()),
