@@ -90,10 +90,17 @@ class Worker:
 
     def step(self) -> None:
         """One more step."""
+        self.steps.append(self._asked())
+
+    def settle(self) -> None:
+        """A step that is not measured."""
+        self._asked()
+
+    def _asked(self) -> dict[str, float]:
         assert self._process.stdin is not None
         self._process.stdin.write(b"step\n")
         self._process.stdin.flush()
-        self.steps.append(self._read())
+        return self._read()
 
     def median(self, key: str) -> float:
         return statistics.median(step[key] for step in self.steps)
