@@ -267,8 +267,10 @@ class TorchEngine:
     def _remember(self, index: int, row: _Row) -> None:
         """For requests that begin like this one."""
         is_current = row.adapter is None or self._adapters.get(row.request.adapter or "") is row.adapter
-        if self._known_prefixes.max_bytes and is_current and row.tape is None and row.prefix is None:
-            saved = self._cache.save(index, row.length)
+        if self._known_prefixes.max_bytes and is_current and row.tape is None:
+            saved = self._cache.save(index, row.own_length)
+            if row.prefix is not None:
+                saved = row.prefix.before(saved)
             self._known_prefixes.put(row.adapter, Computed(row.computed_ids, saved.keys, saved.values))
 
     def _prefill(self, prefills: list[_Prefill]) -> list[TokenEvent]:
