@@ -16,7 +16,7 @@ ROLLOUT_PATIENCE = 4
 
 @dataclass(frozen=True, slots=True)
 class AdmissionFacts:
-    """`num_ready`: waiting requests for which the batch has room; `steps_waited`: since the first of them could join."""
+    """`num_ready`: waiting requests for which the batch has room; `steps_waited`: since the first could join."""
 
     num_rows: int
     num_ready: int

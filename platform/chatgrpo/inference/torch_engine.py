@@ -112,8 +112,8 @@ class TorchEngine:
     """Implements `Engine`. Not thread-safe: one thread adds, steps and cancels.
 
     `prefix_bytes`: memory for what prompts begin with, so that it is computed once. `drafts`: with few rows, steps
-    verify guesses of what comes next where that pays by `clock` (seconds), and then say several tokens. Both rest while a
-    tape is recorded. `patience`: steps that a request waits for others, so that their prompts are computed together.
+    verify guesses of what comes next where that pays by `clock` (seconds), and then say several tokens. Both rest while
+    a tape is recorded. `patience`: steps that a request waits for others, so that their prompts are computed together.
     None of them changes what is said."""
 
     def __init__(
