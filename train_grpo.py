@@ -44,7 +44,7 @@ from chatgrpo.monitoring.tracing import (
     trace_operation,
 )
 from chatgrpo.overrides import apply_overrides
-from chatgrpo.training.allocator import GLIBC_TUNABLES
+from chatgrpo.training.allocator import allocator_environment
 from chatgrpo.training.config import TrainConfig
 
 logger = logging.getLogger("train_grpo")
@@ -162,7 +162,7 @@ def _worker_env() -> dict[str, str]:
     """Threads that wait for work sleep instead of spinning: ranks, chat replicas and rewards share the cores. What the
     environment says already comes to the workers by itself, and Ray refuses to be told twice."""
     wanted = {
-        "GLIBC_TUNABLES": GLIBC_TUNABLES,
+        **allocator_environment(),
         "OMP_WAIT_POLICY": "PASSIVE",
         "TOKENIZERS_PARALLELISM": "false",
         "RAY_CHDIR_TO_TRIAL_DIR": "0",

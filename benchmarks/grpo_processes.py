@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.grpo_cases import NUM_TASKS, Case, write_tasks
 from chatgrpo.rollouts.cursor import DataCursor
-from chatgrpo.training.allocator import GLIBC_TUNABLES
+from chatgrpo.training.allocator import allocator_environment
 
 ROOT = Path(__file__).parent.parent
 TRL = "1.16.0"
@@ -70,7 +70,7 @@ def environment() -> dict[str, str]:
     """The same for both sides: idle threads sleep, one thread a core, the allocator as our jobs have it."""
     return {
         **os.environ,
-        "GLIBC_TUNABLES": GLIBC_TUNABLES,
+        **allocator_environment(),
         "OMP_WAIT_POLICY": "PASSIVE",
         "OMP_NUM_THREADS": str(THREADS),
         "TOKENIZERS_PARALLELISM": "false",

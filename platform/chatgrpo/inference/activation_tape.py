@@ -6,7 +6,7 @@ a layer leaves is its input x, queries, keys and values as projected, the stream
 projections of the MLP; everything else follows from these without a product with a weight.
 
 A tape has a budget. When it is used up, later tokens are not kept, and whoever looks for them gets None: they are
-computed again. Memory is touched as it is written, so a large budget that is not needed costs nothing.
+computed again. Memory is taken block by block, so a large budget that is not needed costs nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from chatgrpo.inference.huge_pages import huge
 from chatgrpo.inference.llama_weights import LlamaWeights
 
-# Of 160 MB for SmolLM2-135M: a block that is begun is soon held as a whole.
+# About 160 MB for SmolLM2-135M: a block that is begun is soon held as a whole.
 _BLOCK_TOKENS = 256
 
 
@@ -190,12 +190,15 @@ class ActivationTape:
 
     def record(self, num_tokens: int) -> tuple[Recorder, range] | None:
         """Slots for the tokens of one forward, or None when the budget is used up."""
-        if self._used + num_tokens > self._max_tokens:
+        # What is left of the last block when the next forward does not fit: in large pages it is held all the same.
+        spoilt = self._end - self._next if self._next + num_tokens > self._end else 0
+        if self._used + spoilt + num_tokens > self._max_tokens:
             return None
         if self._next + num_tokens > self._end:
-            # What is left of the last block stays unused; it was never touched.
             self._next = self._end
-            size = max(num_tokens, min(_BLOCK_TOKENS, self._max_tokens - self._used))
+            self._used += spoilt
+            # Of whole forwards like this one, so that nothing is left while they stay alike.
+            size = min(num_tokens * max(1, _BLOCK_TOKENS // num_tokens), self._max_tokens - self._used)
             self._blocks.append(_Block(size, self._widths, self._like))
             self._end += size
         block = self._blocks[-1]

@@ -156,7 +156,7 @@ class _AdaptedFused(Fused):
         if self._speech.masks:
             assert self._stack is not None
             low_TS = products.linear(x, self._stack.low).mul_(self._speech.masks[len(self._parts)])
-            return products.linear_add(low_TS, self._stack.high, None, y)
+            return products.linear_add(low_TS, self._stack.high, None, y, y)
         if self._speech.rows is not None:
             for path, start, stop in self._parts:
                 self._speech.rows.add_(path, x, y[:, start:stop])

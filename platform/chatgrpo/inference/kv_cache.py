@@ -29,6 +29,11 @@ class Prefix:
         self.values: list[Tensor] = [torch.empty(0)] * num_layers
         self.length = length
 
+    def before(self, row: SavedRow) -> SavedRow:
+        """The row as one that has no prefix."""
+        keys, values = torch.stack(self.keys), torch.stack(self.values)
+        return SavedRow(torch.cat([keys, row.keys], 2), torch.cat([values, row.values], 2))
+
 
 @dataclass(frozen=True, slots=True)
 class SavedRow:

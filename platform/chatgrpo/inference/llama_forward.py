@@ -67,7 +67,9 @@ def forward(
         qkv_T = layer.qkv(rms_norm(x_TE, layer.input_norm, weights.eps), qkv_on_tape)
         if record is not None:
             record.projected(index, x=x_TE, qkv=qkv_T)
-        split_THD = (qkv_T if qkv_on_tape is None else qkv_T.clone()).view(-1, heads + 2 * kv_heads, dim)
+        if qkv_on_tape is not None and qkv_T.data_ptr() == qkv_on_tape.data_ptr():
+            qkv_T = qkv_T.clone()  # what follows works in place
+        split_THD = qkv_T.view(-1, heads + 2 * kv_heads, dim)
         place_heads_(weights, layer, split_THD, rotary)
         attended_T = attend(layout, index, split_THD, heads, kv_heads, weights.scale)
         middle_TE = layer.out.added_to(attended_T, x_TE, middle_on_tape)

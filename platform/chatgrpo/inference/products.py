@@ -1,10 +1,10 @@
 """Matrix products of float32 on CPU by our kernels, oneDNN or torch's default.
 
 torch sends float32 products on x86 to MKL, which is the faster one on Intel's processors and does not use AVX-512 on
-every other that has it; oneDNN, which torch carries as well, does (`make bench NAME=grpo` measures both as
-`gemm_ours_vs_mkl`). The operators are the ones that torch.compile emits for linear layers. A weight that serves many
-products is packed once, for our own kernels where they could be built. The choice depends on nothing measured, so that
-a run that is resumed computes the same bits.
+every other that has it; oneDNN, which torch carries as well, does (`make bench NAME=grpo` measures both on large
+squares, and what is used here beside MKL as `gemm_ours_vs_mkl`). The operators are the ones that torch.compile emits
+for linear layers. A weight that serves many products is packed once, for our own kernels where they could be built. The
+choice depends on nothing measured, so that a run that is resumed computes the same bits.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ _ops: Any = torch.ops.mkldnn
 
 
 def _prefers_onednn() -> bool:
+    """Where the processor does not tell its name, it is taken for no Intel's."""
     if not (torch._C._has_mkldnn and hasattr(_ops, "_linear_pointwise")):
         return False
     cpuinfo = Path("/proc/cpuinfo")

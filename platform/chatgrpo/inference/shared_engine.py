@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from chatgrpo.inference.activation_tape import ActivationTape
 from chatgrpo.inference.adapters import LoraAdapter
+from chatgrpo.inference.admission import ROLLOUT_PATIENCE
 from chatgrpo.inference.engine import GenerationRequest, TokenEvent
 from chatgrpo.inference.shared_base import SharedBase
 from chatgrpo.inference.torch_engine import TorchEngine
@@ -25,7 +26,11 @@ class SharedEngine:
     def __init__(self, base: SharedBase, *, max_batch_size: int) -> None:
         self.base = base
         self._engine = TorchEngine(
-            base.loaded.model, base.loaded.template, max_batch_size=max_batch_size, weights=base.weights
+            base.loaded.model,
+            base.loaded.template,
+            max_batch_size=max_batch_size,
+            weights=base.weights,
+            patience=ROLLOUT_PATIENCE,
         )
         self._changed = threading.Condition()
         self._members: dict[str, MemberEngine] = {}

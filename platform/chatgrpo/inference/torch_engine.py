@@ -23,10 +23,12 @@ import torch
 from torch import Tensor
 
 from chatgrpo.errors import InvalidRequest
+from chatgrpo.inference import admission
 from chatgrpo.inference.activation_tape import ActivationTape, Recorder, SplitRecorder
 from chatgrpo.inference.adapted_weights import AdaptedWeights
 from chatgrpo.inference.adapter_hooks import AdapterHooks
 from chatgrpo.inference.adapters import LoraAdapter, RowAdapters
+from chatgrpo.inference.admission import AdmissionFacts
 from chatgrpo.inference.chat_template import ChatTemplate
 from chatgrpo.inference.drafts import MAX_ROWS, Drafter, DraftFacts, StepCosts, decide
 from chatgrpo.inference.engine import FinishReason, GenerationRequest, TokenEvent
@@ -110,8 +112,9 @@ class TorchEngine:
     """Implements `Engine`. Not thread-safe: one thread adds, steps and cancels.
 
     `prefix_bytes`: memory for what prompts begin with, so that it is computed once. `drafts`: with few rows, steps
-    verify guesses of what comes next where that pays by `clock` (seconds), and then say several tokens. Neither changes
-    what is said, and both rest while a tape is recorded."""
+    verify guesses of what comes next where that pays by `clock` (seconds), and then say several tokens. Both rest while
+    a tape is recorded. `patience`: steps that a request waits for others, so that their prompts are computed together.
+    None of them changes what is said."""
 
     def __init__(
         self,
@@ -123,6 +126,7 @@ class TorchEngine:
         weights: LlamaWeights | None = None,
         prefix_bytes: int = 0,
         drafts: bool = False,
+        patience: int = 0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._model = model
@@ -144,6 +148,7 @@ class TorchEngine:
         self._shared_from = _SHARED_BY_KERNELS if by_kernels else _SHARED_PREFIX_TOKENS
         self._drafts, self._clock = drafts, clock
         self._costs = StepCosts()
+        self._patience, self._steps_waited = patience, 0
 
     @property
     def weight_version(self) -> int:
@@ -214,8 +219,12 @@ class TorchEngine:
     @torch.no_grad()
     def step(self) -> list[TokenEvent]:
         events = self._decode() if self._rows else []
-        if self._waiting and len(self._rows) < self._max_batch_size:
+        num_ready = min(len(self._waiting), self._max_batch_size - len(self._rows))
+        if admission.decide(AdmissionFacts(len(self._rows), num_ready, self._steps_waited), self._patience):
             events += self._admit()
+            self._steps_waited = 0
+        else:
+            self._steps_waited = self._steps_waited + 1 if num_ready else 0
         if not self.has_work:
             self._cache.release()
         return events
@@ -267,8 +276,10 @@ class TorchEngine:
     def _remember(self, index: int, row: _Row) -> None:
         """For requests that begin like this one."""
         is_current = row.adapter is None or self._adapters.get(row.request.adapter or "") is row.adapter
-        if self._known_prefixes.max_bytes and is_current and row.tape is None and row.prefix is None:
-            saved = self._cache.save(index, row.length)
+        if self._known_prefixes.max_bytes and is_current and row.tape is None:
+            saved = self._cache.save(index, row.own_length)
+            if row.prefix is not None:
+                saved = row.prefix.before(saved)
             self._known_prefixes.put(row.adapter, Computed(row.computed_ids, saved.keys, saved.values))
 
     def _prefill(self, prefills: list[_Prefill]) -> list[TokenEvent]:

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from chatgrpo.inference import models
 from chatgrpo.inference.activation_tape import ActivationTape
+from chatgrpo.inference.admission import ROLLOUT_PATIENCE
 from chatgrpo.inference.chat_template import ChatTemplate
 from chatgrpo.inference.engine import Engine
 from chatgrpo.inference.loading import model_folder
@@ -40,7 +41,13 @@ def build_engine(
     """Raises InvalidRequest when the engine is not installed or cannot run the model."""
     if config.engine == "vllm":
         return VllmRollouts(config, policy, template, models_dir=models_dir, run_dir=run_dir)
-    return TorchEngine(policy.causal_lm, template, max_batch_size=config.rollout_batch_size, weights=policy.weights)
+    return TorchEngine(
+        policy.causal_lm,
+        template,
+        max_batch_size=config.rollout_batch_size,
+        weights=policy.weights,
+        patience=ROLLOUT_PATIENCE,
+    )
 
 
 class VllmRollouts(VllmEngine):

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from chatgrpo.environments.registry import build_source
+from chatgrpo.inference.admission import ROLLOUT_PATIENCE
 from chatgrpo.inference.loading import load
 from chatgrpo.inference.torch_engine import TorchEngine
 from chatgrpo.rewards.pool import RewardPool
@@ -44,7 +45,11 @@ def build_sampler(config: TrainConfig, *, models_dir: Path, runs_dir: Path, devi
         loaded.model, lora=config.lora, compute_dtype=compute_dtype(config.dtype, device), fused=config.fast_path
     )
     engine = TorchEngine(
-        policy.causal_lm, loaded.template, max_batch_size=config.rollout_batch_size, weights=policy.weights
+        policy.causal_lm,
+        loaded.template,
+        max_batch_size=config.rollout_batch_size,
+        weights=policy.weights,
+        patience=ROLLOUT_PATIENCE,
     )
 
     def put(weights: Weights) -> None:

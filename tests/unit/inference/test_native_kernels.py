@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from chatgrpo.inference import products
+from chatgrpo.inference.activation_tape import ActivationTape, Recorder
 from chatgrpo.inference.attention import SegmentLayout
-from chatgrpo.inference.engine import GenerationRequest, SamplingParams
+from chatgrpo.inference.engine import GenerationRequest, SamplingParams, generate
 from chatgrpo.inference.kv_cache import DecodeLayout, KVCache, PrefillLayout, Prefix, Prompt
-from chatgrpo.inference.llama_forward import attend, forward, gated
+from chatgrpo.inference.llama_forward import Rotary, attend, forward, gated, rms_norm
 from chatgrpo.inference.llama_weights import LlamaWeights
 from chatgrpo.inference.loading import LoadedModel
 from chatgrpo.inference.native import build, kernels
@@ -291,3 +292,72 @@ def test_log_probabilities_are_those_of_torch(vocabulary: int) -> None:
     logprobs, entropies = kernels.logprobs(logits, tokens, 0.7)
     torch.testing.assert_close(logprobs, log_p.gather(-1, tokens[:, None])[:, 0].float(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(entropies, expected.float(), rtol=1e-5, atol=1e-5)
+
+
+@needs_kernels
+def test_a_row_whose_prompt_is_held_once_has_the_same_bits_as_alone(tiny: LoadedModel) -> None:
+    prompt = tuple(7 + i % 80 for i in range(45))
+    requests = [
+        GenerationRequest(request_id=str(i), prompt_ids=prompt, params=SamplingParams(max_tokens=24, seed=i))
+        for i in range(3)
+    ]
+    weights = LlamaWeights.of(tiny.model)
+    together = generate(TorchEngine(tiny.model, tiny.template, weights=weights), requests)
+    alone = [generate(TorchEngine(tiny.model, tiny.template, weights=weights), [r])[0] for r in requests]
+    assert together == alone
+
+
+@needs_kernels
+@pytest.mark.parametrize("num_rows", [1, 40])
+def test_a_product_is_written_where_it_is_wanted(num_rows: int) -> None:
+    torch.manual_seed(8)
+    x, weight, other = torch.randn(num_rows, 70), products.pack(torch.randn(49, 70)), torch.randn(num_rows, 49)
+    held = torch.full((3, num_rows + 2, 49), 7.0)
+    expected = products.linear_add(x, weight, None, other)
+    assert products.linear_add(x, weight, None, other, held[1, 1:-1]).data_ptr() == held[1, 1].data_ptr()
+    assert torch.equal(held[1, 1:-1], expected)
+    held[1, 1:-1] = 7.0
+    assert bool((held == 7.0).all())
+    own = other.clone()
+    assert torch.equal(products.linear_add(x, weight, None, own, own), expected)
+
+
+@needs_kernels
+@pytest.mark.parametrize(("num_rows", "width"), [(1, 20), (33, 37), (5, 64)])
+def test_norms_and_rotations_are_those_of_torch(without: pytest.MonkeyPatch, num_rows: int, width: int) -> None:
+    torch.manual_seed(9)
+    x, weight = torch.randn(num_rows, width), torch.randn(width)
+    heads = torch.randn(num_rows, 5, 2 * width)
+    angles = torch.randn(num_rows, 1, width)
+    rotary = Rotary(angles.cos(), angles.sin())
+    results = []
+    for off in (False, True):
+        if off:
+            without.setattr(*OFF)
+        turned, back = heads.clone(), heads.clone()
+        rotary.turn_(turned[:, :3])
+        rotary.turn_(back[:, :3], back=True)
+        results.append((rms_norm(x, weight, 1e-5), turned, back))
+    for mine, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
+@needs_kernels
+def test_a_tape_holds_what_was_computed_wherever_it_was_written(tiny: LoadedModel, without: pytest.MonkeyPatch) -> None:
+    weights = LlamaWeights.of(tiny.model)
+    assert weights is not None
+    ids = torch.arange(20) + 7
+    held = []
+    for direct in (True, False):
+        if not direct:
+            without.setattr(Recorder, "views", lambda self: None)
+        tape = ActivationTape(weights, max_tokens=64)
+        tape.record(3)
+        recorded = tape.record(20)
+        assert recorded is not None
+        layout = SegmentLayout([(range(0), range(20))])
+        hidden = forward(weights, ids, torch.arange(20), layout, recorded[0])
+        recording = tape.recording(torch.tensor(recorded[1]))
+        layers = [recording.layer(index) for index in range(len(weights.layers))]
+        held.append([hidden, recording.last(), *(t for a in layers for t in (a.x, a.qkv, a.middle, a.gate_up))])
+    assert all(torch.equal(a, b) for a, b in zip(*held, strict=True))

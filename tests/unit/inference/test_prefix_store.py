@@ -98,3 +98,27 @@ def test_a_known_beginning_is_not_computed_again_and_changes_nothing(
     seen.clear()
     generate(engine, requests[:1])
     assert seen[0] == len(prompts[0])
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_beginning_that_a_group_held_once_is_known_as_well(
+    tiny: LoadedModel, fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = LlamaWeights.of(tiny.model) if fused else None
+    engine = TorchEngine(tiny.model, tiny.template, weights=weights, prefix_bytes=10**7)
+    prompt = tuple(7 + i % 80 for i in range(200))
+    replies = generate(engine, [ask(i, prompt, max_tokens=4 + i, seed=i, ignore_eos=True) for i in range(2)])
+    goes_on = ask(2, (*prompt, *replies[1].token_ids[:-1], 9, 5), max_tokens=5, seed=2)
+    seen: list[int] = []
+    run = engine._forward
+
+    def counted(ids: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        seen.append(ids.numel())
+        return run(ids, *args, **kwargs)
+
+    monkeypatch.setattr(engine, "_forward", counted)
+    (warm,) = generate(engine, [goes_on])
+    assert seen[0] == 2
+    (anew,) = generate(TorchEngine(tiny.model, tiny.template, weights=weights), [goes_on])
+    assert warm.token_ids == anew.token_ids
+    assert warm.logprobs == pytest.approx(anew.logprobs, abs=1e-5)

@@ -70,6 +70,7 @@ def test_a_run_leaves_metrics_trajectories_a_checkpoint_and_a_model(tmp_path: Pa
     assert {"reward", "kl", "eval_reward", "eta_s"} - reports[-1].keys() == {"kl"}
     lines = [json.loads(line) for line in (where.run_dir / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 1, 2, 3, 4]
+    assert {line["total_steps"] for line in lines} == {4}
     played = list(read_trajectories(where.run_dir / "trajectories-0.jsonl"))
     assert len(played) == 4 * 2 * 4
     assert all(len(t.episode.turns) == 2 for t in played)

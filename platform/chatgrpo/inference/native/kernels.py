@@ -94,7 +94,7 @@ def panel_width() -> int:
 def pack(weight_OI: Tensor, pages: HugePages | None = None) -> Panels:
     """Any strides, so also a transposed weight. `pages`: where to."""
     lib, (num_out, num_in), width = _library(), weight_OI.shape, panel_width()
-    data = (pages.empty if pages else torch.empty)(-(-num_out // width), num_in, width)
+    data = (torch.empty if pages is None else pages.empty)(-(-num_out // width), num_in, width)
     lib.chatgrpo_pack(
         ctypes.c_void_p(weight_OI.data_ptr()),
         ctypes.c_int64(num_out),
@@ -163,8 +163,9 @@ def attention_backward(
     qkv_THD: Tensor, segments: Segments, num_heads: int, num_kv_heads: int, scale: float, d_out_THD: Tensor
 ) -> tuple[Tensor, Tensor]:
     """What `attention` says, and its gradient by `qkv_THD`."""
+    d_out_THD = d_out_THD.contiguous()
     out_THD, d_qkv_THD = torch.empty_like(d_out_THD), torch.zeros_like(qkv_THD)
-    _attention(qkv_THD, segments, num_heads, num_kv_heads, scale, out_THD, d_out_THD.contiguous(), d_qkv_THD)
+    _attention(qkv_THD, segments, num_heads, num_kv_heads, scale, out_THD, d_out_THD, d_qkv_THD)
     return out_THD, d_qkv_THD
 
 
@@ -174,7 +175,7 @@ def _attention(
     num_heads: int,
     num_kv_heads: int,
     scale: float,
-    out: Tensor | None,
+    out: Tensor,
     d_out: Tensor | None,
     d_qkv: Tensor | None,
 ) -> None:
@@ -188,7 +189,7 @@ def _attention(
         ctypes.c_void_p(segments.table_S4.data_ptr()),
         ctypes.c_void_p(segments.clusters.data_ptr()),
         ctypes.c_int64(segments.clusters.numel() - 1),
-        ctypes.c_void_p(pointer(out)),
+        ctypes.c_void_p(out.data_ptr()),
         ctypes.c_void_p(pointer(d_out)),
         ctypes.c_void_p(pointer(d_qkv)),
         torch.get_num_threads(),
@@ -334,6 +335,8 @@ def logprobs(logits_NV: Tensor, tokens_N: Tensor, scale: float) -> tuple[Tensor,
     """(log-probabilities of the tokens, entropies) of softmax(scale * logits)."""
     num_rows, vocabulary = logits_NV.shape
     logits_NV, tokens_N = logits_NV.contiguous(), tokens_N.contiguous()
+    assert tokens_N.dtype == torch.int64
+    assert not num_rows or 0 <= int(tokens_N.min()) <= int(tokens_N.max()) < vocabulary
     logprobs_N, entropies_N = torch.empty(num_rows), torch.empty(num_rows)
     _library().chatgrpo_logprobs(
         ctypes.c_void_p(logits_NV.data_ptr()),

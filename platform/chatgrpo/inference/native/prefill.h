@@ -33,7 +33,7 @@ void copy_rows(const float* from, int64_t ld, int64_t count, int64_t dim, float*
 void place(const Prompt& prompt, const float* fresh, int64_t ld, int64_t kv, int64_t dim, const Held& held,
            const float* prefix) {
   if (prompt.fills) {
-    // Memory of the caller's, see kernels.py.
+    // Memory of the caller's, see prefill.py.
     copy_rows(fresh, ld, prompt.length, dim, const_cast<float*>(prefix) + kv * prompt.length * dim);
     return;
   }
@@ -45,7 +45,8 @@ void place(const Prompt& prompt, const float* fresh, int64_t ld, int64_t kv, int
 
 extern "C" {
 
-// `qkv`: T x (H + 2K) D, rotated; `out`: T x H D.
+// `qkv`: T x (H + 2K) D, rotated; `out`: T x H D. Work is shared by prompt and key/value head: a single prompt keeps no
+// more threads busy than there are such heads.
 void chatgrpo_prefill_attention(const float* qkv, int64_t heads, int64_t kv_heads, int64_t dim, float scale, int64_t layer,
                                 const Prompt* prompts, int64_t num_prompts, float* keys, float* values,
                                 int64_t row_stride, int64_t head_stride, float* out, int32_t threads) {

@@ -30,12 +30,17 @@ class PrefillKernel:
     def __init__(self, cache: KVCache, prompts: Sequence[Prompt], num_kv_heads: int, head_dim: int) -> None:
         self._keys, self._values = cache.whole(num_kv_heads, head_dim)
         self._num_kv_heads = num_kv_heads
+        self._num_tokens = max(prompt.tokens.stop for prompt in prompts)
+        # The kernel writes where it is told.
+        _, num_rows, _, max_length, _ = self._keys.shape
+        assert all(p.fills or (p.rows.stop <= num_rows and p.past + len(p.tokens) <= max_length) for p in prompts)
         described: dict[int, DescribedPrefix] = {}
         for prompt in prompts:
             if prompt.prefix is None or id(prompt.prefix) in described:
                 continue
             if prompt.fills:
                 _make_room(prompt.prefix, self._keys)
+            assert all(t.shape == (num_kv_heads, prompt.prefix.length, head_dim) for t in prompt.prefix.keys)
             described[id(prompt.prefix)] = DescribedPrefix(prompt.prefix)
         self._described = described
         self._prompts = (_CPrompt * len(prompts))(
@@ -55,6 +60,7 @@ class PrefillKernel:
 
     def __call__(self, layer: int, qkv_THD: Tensor, num_heads: int, scale: float) -> Tensor:
         """Queries, keys and values of all tokens, rotated -> T(HD)."""
+        assert self._num_tokens <= qkv_THD.shape[0]
         return kernels.prefill_attention(
             qkv_THD,
             num_heads,

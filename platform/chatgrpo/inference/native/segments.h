@@ -83,7 +83,7 @@ struct Range {
 inline int64_t whole_panels(int64_t count) { return (count + NR - 1) / NR * NR; }
 
 // Attention of one segment (see SegmentLayout) and one key/value head: its tokens see `before` and, causally, `own`.
-// Writes `out` where given; with `d_out` the gradients by queries, keys and values are added to `d_qkv`.
+// Writes `out`; with `d_out` the gradients by queries, keys and values are added to `d_qkv`.
 struct Segment {
   const float* qkv;
   int64_t ld, heads, kv_heads, dim;
@@ -113,15 +113,13 @@ struct Segment {
       small_product(queries, dim, count, own.keys, dim, dim, seen, false, own_weights, width);
       for (int r = 0; r < count; ++r)
         softmax_of(weights + r * width, before.length, own_weights + r * width, (first + r) / group + 1, seen);
-      if (out != nullptr) {
-        if (before.length)
-          small_product(weights, width, count, before.values_by_sum, before.length, before.length, dim, false, result, padded_dim);
-        small_product(own_weights, width, count, own.values_by_sum, own.length, seen, dim, before.length > 0, result,
-                        padded_dim);
-        for (int r = 0; r < count; ++r) {
-          const int64_t token = own.start + (first + r) / group, head = kv * group + (first + r) % group;
-          std::memcpy(out + token * out_ld + head * dim, result + r * padded_dim, dim * sizeof(float));
-        }
+      if (before.length)
+        small_product(weights, width, count, before.values_by_sum, before.length, before.length, dim, false, result, padded_dim);
+      small_product(own_weights, width, count, own.values_by_sum, own.length, seen, dim, before.length > 0, result,
+                      padded_dim);
+      for (int r = 0; r < count; ++r) {
+        const int64_t token = own.start + (first + r) / group, head = kv * group + (first + r) % group;
+        std::memcpy(out + token * out_ld + head * dim, result + r * padded_dim, dim * sizeof(float));
       }
       if (d_out == nullptr) continue;
       float* d_own = d_weights + padded_before;

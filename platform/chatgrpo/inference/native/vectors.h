@@ -32,15 +32,14 @@ inline vec load(const float* p) { return *reinterpret_cast<const vec*>(p); }
 inline void store(float* p, vec v) { *reinterpret_cast<vec*>(p) = v; }
 inline vec splat(float s) { return s - vec{}; }
 
+// Neighbours first, as `sums` does it: the same numbers have the same sum by both.
 inline float sum(vec v) {
-  float total = 0;
-  for (int half = VW / 2; half; half /= 2) {
+  for (int step = 1; step < VW; step *= 2) {
     ivec order;
-    for (int i = 0; i < VW; ++i) order[i] = i ^ half;
+    for (int i = 0; i < VW; ++i) order[i] = i ^ step;
     v += __builtin_shuffle(v, order);
   }
-  total = v[0];
-  return total;
+  return v[0];
 }
 
 // Lane i of the result is the sum of v[i]; `v` is used up. A tree of pairs: a sum costs three instructions.
