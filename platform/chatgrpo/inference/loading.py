@@ -30,6 +30,7 @@ from chatgrpo.inference import models
 from chatgrpo.inference.attention import ATTENTION
 from chatgrpo.inference.chat_template import ChatTemplate
 from chatgrpo.inference.models import ModelRef, Source
+from chatgrpo.inference.vector_math import resolve_kernels
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ def load(
     device: str = "cpu",
 ) -> LoadedModel:
     """Raises what `models.find` raises."""
+    resolve_kernels()
     ref = models.find(name, runs_dir=runs_dir)
     if ref.adapter is not None:
         assert ref.base is not None
