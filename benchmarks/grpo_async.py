@@ -4,10 +4,11 @@ The environment's tool takes as long as a whole step without it. Synchronous, th
 step; at staleness 1 the learner learns from one step's episodes while the tool works on the next one's. Model, tasks
 and rewards are those of `short`, with fewer and shorter episodes and one call of the tool between two replies.
 
-Both sides are runs of their own processes on both cores: one process with two threads, or a learner and one rollout
-worker (an actor on Ray) with one thread each. They take turns, a run each; a step is the time between two reports of
-the loop, and the first two steps of a run (start, play ahead) are left out. The figure is the ratio of mean steps, that
-of throughputs: at staleness 1 steps come in pairs, a long one and a short one.
+Both sides are runs of their own processes on both cores: one process, or a learner and one rollout worker (an actor on
+Ray), with two threads each, since each of the two has the machine to itself while the other waits for the tool. They
+take turns, a run each; a step is the time between two reports of the loop, and the first two steps of a run (start,
+play ahead) are left out. The figure is the ratio of mean steps, that of throughputs: at staleness 1 steps come in
+pairs, a long one and a short one.
 
     grpo.py --cases async                what is in the results file
     grpo_async.py STALENESS STEPS LATENCY_S    one run; prints what was measured as JSON
@@ -86,9 +87,6 @@ def spread_reward(task: Task, episode: Episode) -> float:
 
 
 def settings(tasks: Path, *, staleness: int, steps: int, latency_s: float) -> dict[str, Any]:
-    threads, beside = THREADS, {}
-    if staleness:
-        threads, beside = 1, {"rollout_resources": {"threads_per_worker": 1}}
     return {
         "model": MODEL,
         "environment": {
@@ -110,8 +108,8 @@ def settings(tasks: Path, *, staleness: int, steps: int, latency_s: float) -> di
         "save_steps": None,
         "environment_timeout_s": 600.0,
         "max_staleness": staleness,
-        "resources": {"threads_per_worker": threads},
-        **beside,
+        "resources": {"threads_per_worker": THREADS},
+        "rollout_resources": {"threads_per_worker": THREADS},
     }
 
 
@@ -128,7 +126,7 @@ def one_run(staleness: int, steps: int, latency_s: float) -> dict[str, Any]:
     return found
 
 
-def async_case(*, rounds: int = 2, steps: int = 8, minutes: float = 4.0) -> dict[str, Any]:
+def async_case(*, rounds: int = 2, steps: int = 12, minutes: float = 6.0) -> dict[str, Any]:
     """No further round begins when it would not end within `minutes`."""
     make_model()
     until = time.monotonic() + minutes * 60
