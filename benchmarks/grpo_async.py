@@ -109,7 +109,7 @@ def settings(tasks: Path, *, staleness: int, steps: int, latency_s: float) -> di
         "environment_timeout_s": 600.0,
         "max_staleness": staleness,
         "resources": {"threads_per_worker": THREADS},
-        "rollout_resources": {"threads_per_worker": THREADS},
+        **({"rollout_resources": {"threads_per_worker": THREADS}} if staleness else {}),
     }
 
 
