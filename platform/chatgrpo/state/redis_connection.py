@@ -16,7 +16,8 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from chatgrpo.errors import Unavailable
 from chatgrpo.state.store import CorruptState
 
-CONNECT_TIMEOUT_S: Final = 0.5
+# A burst opens all connections of a pool at once, on a machine that may stand still for a moment.
+CONNECT_TIMEOUT_S: Final = 1.0
 ANSWER_TIMEOUT_S: Final = 2.0
 MAX_CONNECTIONS: Final = 64
 
