@@ -16,6 +16,7 @@ import pytest
 
 from chatgrpo.config import PlatformConfig
 from chatgrpo.training.config import TrainConfig
+from tests.toy_runs import TOY
 
 pytestmark = [
     pytest.mark.ray,
@@ -26,20 +27,7 @@ pytestmark = [
 
 STEPS = 24
 SWEEP: dict[str, Any] = {
-    "train": {
-        "model": "tiny",
-        "environment": {"type": "plugin", "name": "toy_tool"},
-        "rewards": [{"type": "environment"}],
-        "prompts_per_step": 2,
-        "num_generations": 4,
-        "max_prompt_length": 32,
-        "max_completion_length": 8,
-        "max_episode_length": 64,
-        "max_steps": STEPS,
-        "num_eval_prompts": 4,
-        "save_steps": 1,
-        "resources": {"threads_per_worker": 1},
-    },
+    "train": TOY | {"max_steps": STEPS, "save_steps": 1, "resources": {"threads_per_worker": 1}},
     "space": {"learning_rate": {"type": "choice", "values": [1e-4, 1e-3]}},
     "metric": "reward",
     "num_samples": 2,

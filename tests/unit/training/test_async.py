@@ -18,7 +18,7 @@ from chatgrpo.rollouts.worker import Weights
 from chatgrpo.training.config import TrainConfig
 from chatgrpo.training.loop import Run
 from chatgrpo.training.rollout_sampler import build_sampler, weights_of
-from tests.unit.training.test_loop import TOY, _interrupt_at_step, place, run
+from tests.toy_runs import TOY, interrupt_at_step, place, run
 
 ASYNC: dict[str, Any] = TOY | {"max_staleness": 1, "max_steps": 8, "save_steps": 3}
 
@@ -58,7 +58,7 @@ def test_an_interrupted_run_loses_and_doubles_no_task(tmp_path: Path, models_dir
     where = place(tmp_path, models_dir)
     cut = Run(TrainConfig.model_validate(ASYNC), where, lambda *_: None)
     with pytest.raises(KeyboardInterrupt):
-        _interrupt_at_step(cut, 5)
+        interrupt_at_step(cut, 5)
     cut.close(succeeded=False)
     saved = json.loads(next((where.run_dir / "checkpoints").glob("*3/state.json")).read_text())
     assert saved["cursors"][0]["orders"]

@@ -16,23 +16,10 @@ from chatgrpo.inference.shared_engine import MemberEngine
 from chatgrpo.rollouts.trajectories import read_trajectories
 from chatgrpo.training.cohort import Member, train_together
 from chatgrpo.training.config import TrainConfig
-from chatgrpo.training.loop import Outcome, Place, train
+from chatgrpo.training.loop import Outcome, train
+from tests.toy_runs import TOY, place
 
-TOY: dict[str, Any] = {
-    "model": "tiny",
-    "environment": {"type": "plugin", "name": "toy_tool"},
-    "rewards": [{"type": "environment"}],
-    "prompts_per_step": 2,
-    "num_generations": 4,
-    "max_prompt_length": 32,
-    "max_completion_length": 8,
-    "max_episode_length": 64,
-    "learning_rate": 1e-3,
-    "max_steps": 3,
-    "num_eval_prompts": 4,
-    "save_steps": 2,
-    "lora": {"r": 4, "alpha": 8},
-}
+ADAPTER: dict[str, Any] = TOY | {"max_steps": 3, "lora": {"r": 4, "alpha": 8}}
 # Different in all that a cohort must keep apart: seed, rank, rate, length, a reference, more than one iteration.
 RUNS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -42,16 +29,8 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
-def place(home: Path, models_dir: Path, run_id: str) -> Place:
-    run_dir = home / "runs" / run_id
-    run_dir.mkdir(parents=True, exist_ok=True)
-    if not (home / "models").exists():
-        (home / "models").symlink_to(models_dir)
-    return Place(run_id=run_id, home=home, run_dir=run_dir)
-
-
 def member(home: Path, models_dir: Path, run_id: str, **changes: Any) -> Member:
-    config = TrainConfig.model_validate(TOY | changes)
+    config = TrainConfig.model_validate(ADAPTER | changes)
     return Member(config=config, place=place(home, models_dir, run_id), report=lambda *_: None)
 
 

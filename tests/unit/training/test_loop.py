@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,36 +24,8 @@ from chatgrpo.training import loop
 from chatgrpo.training.config import TrainConfig
 from chatgrpo.training.evaluation import Evaluation
 from chatgrpo.training.export import export_merged
-from chatgrpo.training.loop import Outcome, Place, Run, train
-
-TOY: dict[str, Any] = {
-    "model": "tiny",
-    "environment": {"type": "plugin", "name": "toy_tool"},
-    "rewards": [{"type": "environment"}],
-    "prompts_per_step": 2,
-    "num_generations": 4,
-    "max_prompt_length": 32,
-    "max_completion_length": 8,
-    "max_episode_length": 64,
-    "learning_rate": 1e-3,
-    "max_steps": 4,
-    "num_eval_prompts": 4,
-    "save_steps": 2,
-}
-
-
-def place(home: Path, models_dir: Path, run_id: str = "RUN") -> Place:
-    run_dir = home / "runs" / run_id
-    run_dir.mkdir(parents=True, exist_ok=True)
-    if not (home / "models").exists():
-        (home / "models").symlink_to(models_dir)
-    return Place(run_id=run_id, home=home, run_dir=run_dir)
-
-
-def run(config: dict[str, Any], where: Place) -> tuple[Outcome, list[Mapping[str, float]]]:
-    reports: list[Mapping[str, float]] = []
-    outcome = train(TrainConfig.model_validate(config), where, lambda metrics, _: reports.append(metrics))
-    return outcome, reports
+from chatgrpo.training.loop import Run
+from tests.toy_runs import TOY, interrupt_at_step, place, run
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -97,7 +68,7 @@ def test_an_interrupted_run_ends_with_the_weights_of_one_that_was_not(
     run(config, straight)
     first = Run(TrainConfig.model_validate(config), cut, lambda *_: None)
     with pytest.raises(KeyboardInterrupt):
-        _interrupt_at_step(first, 3)
+        interrupt_at_step(first, 3)
     outcome, reports = run(config, cut)
     assert [r["step"] for r in reports] == [3, 4]
     assert outcome.step == 4
@@ -108,15 +79,6 @@ def test_an_interrupted_run_ends_with_the_weights_of_one_that_was_not(
     steps = [json.loads(line)["step"] for line in (cut.run_dir / "metrics.jsonl").read_text().splitlines()]
     assert steps == [0, 1, 2, 3, 4]
     assert len(list(read_trajectories(cut.run_dir / "trajectories-0.jsonl"))) == 4 * 2 * 4
-
-
-def _interrupt_at_step(interrupted: Run, step: int) -> None:
-    def report(metrics: Mapping[str, float], _: Path | None) -> None:
-        if metrics["step"] == step:
-            raise KeyboardInterrupt
-
-    interrupted._report = report
-    interrupted.train()
 
 
 def test_a_run_that_is_asked_to_stop_saves_and_goes_on_later(tmp_path: Path, models_dir: Path) -> None:
@@ -170,7 +132,7 @@ def test_the_best_policy_is_published_also_after_an_interruption(tmp_path: Path,
     assert (outcome.step, outcome.published_step) == (4, 2)
     assert [e.step for e in checkpoints.entries(straight.run_dir / "checkpoints")] == [2, 3]
     with pytest.raises(KeyboardInterrupt):
-        _interrupt_at_step(Run(TrainConfig.model_validate(config), cut, lambda *_: None), 3)
+        interrupt_at_step(Run(TrainConfig.model_validate(config), cut, lambda *_: None), 3)
     assert run(config, cut)[0].published_step == 2
     wanted = weights(two_steps.run_dir / "export" / "model")
     for where in (straight, cut):
