@@ -15,7 +15,6 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
@@ -29,6 +28,7 @@ from chatgrpo.inference.adapted_weights import AdaptedWeights
 from chatgrpo.inference.adapter_hooks import AdapterHooks
 from chatgrpo.inference.adapters import LoraAdapter, RowAdapters
 from chatgrpo.inference.admission import AdmissionFacts
+from chatgrpo.inference.batch_rows import Kept, Prefill, Row, Waiting, final_length, uniforms
 from chatgrpo.inference.chat_template import ChatTemplate
 from chatgrpo.inference.drafts import MAX_ROWS, Drafter, DraftFacts, StepCosts, decide
 from chatgrpo.inference.engine import FinishReason, GenerationRequest, TokenEvent
@@ -45,67 +45,6 @@ _PREFILL_TOKENS = 2048
 # From this many tokens on, a prompt of several rows is held once. Torch attends faster to shorter ones as part of dense
 # rows; kernels read less memory.
 _SHARED_PREFIX_TOKENS, _SHARED_BY_KERNELS = 192, 32
-
-
-@dataclass(frozen=True, slots=True)
-class _Waiting:
-    """A request with the version of the adapter that will answer it, and the tape for its activations."""
-
-    request: GenerationRequest
-    adapter: LoraAdapter | None
-    tape: ActivationTape | None
-
-
-@dataclass(slots=True)
-class _Row:
-    """A running request. `length` tokens of it are computed, of which the first lie in `prefix`; `last` is sampled but
-    not yet computed. `slots`: where the computed ones lie on the tape, None when not all of them do."""
-
-    request: GenerationRequest
-    adapter: LoraAdapter | None
-    tape: ActivationTape | None
-    uniforms: list[float]
-    drafter: Drafter | None = None
-    prefix: Prefix | None = None
-    length: int = 0
-    last: int = -1
-    generated: list[int] = field(default_factory=list)
-    slots: list[int] | None = None
-
-    @property
-    def own_length(self) -> int:
-        """Tokens that the row itself holds in the cache."""
-        return self.length - (self.prefix.length if self.prefix else 0)
-
-    @property
-    def computed_ids(self) -> tuple[int, ...]:
-        return (*self.request.prompt_ids, *self.generated)[: self.length]
-
-
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    """A finished request whose conversation may go on."""
-
-    token_ids: tuple[int, ...]
-    adapter: LoraAdapter | None
-    prefix: Prefix | None
-    saved: SavedRow
-    slots: list[int] | None
-
-
-@dataclass(slots=True)
-class _Prefill:
-    """New tokens for rows that begin alike, and what was kept of the conversation that they continue."""
-
-    new_ids: tuple[int, ...]
-    rows: list[_Row]
-    kept: _Kept | None = None
-
-    def serves(self, new_ids: tuple[int, ...], waiting: _Waiting) -> bool:
-        """Whether a request that continues nothing can join the rows."""
-        first = self.rows[0]
-        same = first.adapter is waiting.adapter and first.tape is waiting.tape
-        return same and self.kept is None and self.new_ids == new_ids
 
 
 class TorchEngine:
@@ -136,9 +75,9 @@ class TorchEngine:
         self.context_window = int(model.config.max_position_embeddings)
         self._device = next(model.parameters()).device
         self._cache = KVCache(model.config.num_hidden_layers, next(model.parameters()).dtype, self._device)
-        self._waiting: deque[_Waiting] = deque()
-        self._rows: list[_Row] = []
-        self._kept: dict[str, _Kept] = {}
+        self._waiting: deque[Waiting] = deque()
+        self._rows: list[Row] = []
+        self._kept: dict[str, Kept] = {}
         self._weight_version = weight_version
         self._adapters: dict[str, LoraAdapter] = {}
         self._beside: AdaptedWeights | AdapterHooks | None = None  # made for the first adapter
@@ -206,7 +145,7 @@ class TorchEngine:
             known = ", ".join(sorted(self._adapters)) or "none"
             raise InvalidRequest(f"no adapter is called {request.adapter!r}; there are: {known}", "adapter")
         adapter = None if request.adapter is None else self._adapters[request.adapter]
-        self._waiting.append(_Waiting(request, adapter, self._tapes.get(request.adapter)))
+        self._waiting.append(Waiting(request, adapter, self._tapes.get(request.adapter)))
 
     def cancel(self, request_id: str) -> None:
         self._kept.pop(request_id, None)
@@ -233,7 +172,7 @@ class TorchEngine:
 
     def _admit(self) -> list[TokenEvent]:
         """Prefills as many waiting requests as there is room for, each distinct prompt once."""
-        prefills: list[_Prefill] = []
+        prefills: list[Prefill] = []
         num_tokens, room = 0, self._max_batch_size - len(self._rows)
         while self._waiting and room:
             waiting = self._waiting[0]
@@ -247,15 +186,15 @@ class TorchEngine:
             if request.continues is not None:
                 self._kept.pop(request.continues, None)
             if not shares:
-                prefills.append(_Prefill(new_ids, [], kept))
+                prefills.append(Prefill(new_ids, [], kept))
                 num_tokens += len(new_ids)
             drafter = Drafter(request.prompt_ids) if self._drafts else None
-            row = _Row(request, waiting.adapter, waiting.tape, _uniforms(request), drafter)
+            row = Row(request, waiting.adapter, waiting.tape, uniforms(request), drafter)
             prefills[-1].rows.append(row)
             room -= 1
         return self._prefill(prefills)
 
-    def _kept_for(self, waiting: _Waiting) -> _Kept | None:
+    def _kept_for(self, waiting: Waiting) -> Kept | None:
         request = waiting.request
         kept = None if request.continues is None else self._kept.get(request.continues)
         if kept is None or kept.adapter is not waiting.adapter:
@@ -264,16 +203,16 @@ class TorchEngine:
             return None
         return kept if len(request.prompt_ids) > len(kept.token_ids) else None
 
-    def _known(self, waiting: _Waiting) -> _Kept | None:
+    def _known(self, waiting: Waiting) -> Kept | None:
         """What other requests computed of this one."""
         if waiting.tape is not None:
             return None
         found = self._known_prefixes.find(waiting.adapter, waiting.request.prompt_ids)
         if found is None:
             return None
-        return _Kept(found.token_ids, waiting.adapter, None, SavedRow(found.keys, found.values), None)
+        return Kept(found.token_ids, waiting.adapter, None, SavedRow(found.keys, found.values), None)
 
-    def _remember(self, index: int, row: _Row) -> None:
+    def _remember(self, index: int, row: Row) -> None:
         """For requests that begin like this one."""
         is_current = row.adapter is None or self._adapters.get(row.request.adapter or "") is row.adapter
         if self._known_prefixes.max_bytes and is_current and row.tape is None:
@@ -282,7 +221,7 @@ class TorchEngine:
                 saved = row.prefix.before(saved)
             self._known_prefixes.put(row.adapter, Computed(row.computed_ids, saved.keys, saved.values))
 
-    def _prefill(self, prefills: list[_Prefill]) -> list[TokenEvent]:
+    def _prefill(self, prefills: list[Prefill]) -> list[TokenEvent]:
         first = len(self._rows)
         recorder, slots = self._record([(p.rows[0].tape, len(p.new_ids)) for p in prefills])
         prompts: list[Prompt] = []
@@ -309,7 +248,7 @@ class TorchEngine:
         repeats = torch.tensor([len(p.rows) for p in prefills], device=self._device)
         return self._sample(first, logits.repeat_interleave(repeats, 0))
 
-    def _place(self, part: _Prefill, offset: int, slots: Sequence[int] | None) -> Prompt:
+    def _place(self, part: Prefill, offset: int, slots: Sequence[int] | None) -> Prompt:
         """Makes the rows of a prefill the last of the batch."""
         length, kept = len(part.new_ids), part.kept
         tokens = range(offset, offset + length)
@@ -352,7 +291,7 @@ class TorchEngine:
         ids: list[int] = []
         positions: list[int] = []
         prompts: list[Prompt] = []
-        ahead: list[tuple[_Row, int]] = []
+        ahead: list[tuple[Row, int]] = []
         for index, (row, draft) in enumerate(zip(self._rows, drafts, strict=True)):
             tokens = range(len(ids), len(ids) + 1 + len(draft))
             ids += [row.last, *draft]
@@ -477,14 +416,14 @@ class TorchEngine:
         logits: Tensor = out.logits[0]
         return logits
 
-    def _room(self, row: _Row) -> int:
+    def _room(self, row: Row) -> int:
         """Tokens that the row may still say."""
         said = len(row.generated)
         return min(row.request.params.max_tokens - said, self.context_window - len(row.request.prompt_ids) - said)
 
     def _reserve(self) -> None:
         # The final length, not the present one: growing in the middle of a generation would copy the whole cache.
-        length = max(_final_length(row, self.context_window) for row in self._rows)
+        length = max(final_length(row, self.context_window) for row in self._rows)
         self._cache.reserve(len(self._rows), length + 1)
 
     # Sampling
@@ -506,7 +445,7 @@ class TorchEngine:
         self._remove(finished)
         return events
 
-    def _tell(self, index: int, row: _Row, token: int, logprob: float) -> TokenEvent:
+    def _tell(self, index: int, row: Row, token: int, logprob: float) -> TokenEvent:
         row.last = token
         row.generated.append(token)
         if row.drafter is not None:
@@ -516,7 +455,7 @@ class TorchEngine:
             self._leave(index, row)
         return TokenEvent(row.request.request_id, token, logprob, reason)
 
-    def _draw(self, ahead: Sequence[tuple[_Row, int]], logits: Tensor) -> Sampled:
+    def _draw(self, ahead: Sequence[tuple[Row, int]], logits: Tensor) -> Sampled:
         """`ahead`: whose next token each of the logits leads to, and how many come before it."""
         params = [row.request.params for row, _ in ahead]
 
@@ -532,7 +471,7 @@ class TorchEngine:
             with_entropy=any(row.tape is not None for row, _ in ahead),
         )
 
-    def _finish_reason(self, row: _Row) -> FinishReason | None:
+    def _finish_reason(self, row: Row) -> FinishReason | None:
         return finish_reason(
             row.generated,
             row.request.params,
@@ -541,14 +480,14 @@ class TorchEngine:
             window=self.context_window,
         )
 
-    def _leave(self, index: int, row: _Row) -> None:
+    def _leave(self, index: int, row: Row) -> None:
         """Keeps what a finished row computed, for the update and for the rest of its conversation."""
         ids = row.computed_ids
         if row.tape is not None and row.slots is not None:
             row.tape.remember(ids, row.slots)
         if row.request.keep:
             saved = self._cache.save(index, row.own_length)
-            self._kept[row.request.request_id] = _Kept(ids, row.adapter, row.prefix, saved, row.slots)
+            self._kept[row.request.request_id] = Kept(ids, row.adapter, row.prefix, saved, row.slots)
         self._remember(index, row)
 
     def _remove(self, indices: list[int]) -> None:
@@ -558,16 +497,3 @@ class TorchEngine:
             if index < len(self._rows):
                 self._rows[index] = last
                 self._cache.move(len(self._rows), index, last.own_length)
-
-
-def _final_length(row: _Row, limit: int) -> int:
-    """Tokens that the row itself may hold in the end."""
-    total = min(row.length + row.request.params.max_tokens - len(row.generated), limit)
-    return total - (row.length - row.own_length)
-
-
-def _uniforms(request: GenerationRequest) -> list[float]:
-    """One number a token from the request's own stream; from torch's global one when it has no seed."""
-    generator = None if request.params.seed is None else torch.Generator().manual_seed(request.params.seed)
-    drawn: list[float] = torch.rand(request.params.max_tokens, generator=generator).tolist()
-    return drawn
