@@ -13,18 +13,17 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import queue
-import threading
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any, Protocol
 
-from chatgrpo.errors import InvalidRequest, PlatformError, Unavailable
+from chatgrpo.errors import InvalidRequest, Unavailable
 from chatgrpo.inference.deltas import ChatDelta, TextStream, TokenLogprob
 from chatgrpo.inference.engine import Engine, FinishReason, GenerationRequest, SamplingParams, TokenEvent
+from chatgrpo.inference.engine_thread import Add, Cancel, EngineThread, Reply
 from chatgrpo.messages import Message, Role
 
 logger = logging.getLogger(__name__)
@@ -68,27 +67,6 @@ class _Loaded:
     replaced: bool = False
 
 
-@dataclass(slots=True)
-class _Reply:
-    """Where the thread leaves what it sampled for one request; an error ends the reply."""
-
-    events: asyncio.Queue[list[TokenEvent] | Exception] = field(default_factory=asyncio.Queue)
-
-
-@dataclass(frozen=True, slots=True)
-class _Add:
-    engine: Engine
-    request: GenerationRequest
-    reply: _Reply
-    loop: asyncio.AbstractEventLoop
-
-
-@dataclass(frozen=True, slots=True)
-class _Cancel:
-    engine: Engine
-    request_id: str
-
-
 def _none(name: str) -> str | None:
     return None
 
@@ -123,7 +101,7 @@ class ChatRunner:
         self._num_tokens = 0
         # Looks for a loaded model, which is a cache of what is on disk.
         self.num_hits = self.num_misses = 0
-        self._thread = _EngineThread()
+        self._thread = EngineThread()
 
     async def preload(self, model: str) -> None:
         """Makes `model` ready before the first request asks for it."""
@@ -144,16 +122,16 @@ class ChatRunner:
                 params=replace(params, stop=()),
                 adapter=speaker.adapter,
             )
-            reply = _Reply()
+            reply = Reply()
             self._num_active += 1
-            self._thread.add(_Add(speaker.engine, request, reply, asyncio.get_running_loop()))
+            self._thread.add(Add(speaker.engine, request, reply, asyncio.get_running_loop()))
             try:
                 async for delta in self._deltas(speaker, reply, params, num_prompt_tokens=len(prompt)):
                     yield delta
             finally:
                 self._num_active -= 1
                 # Unknown to the engine when the reply is complete, which is allowed.
-                self._thread.cancel(_Cancel(speaker.engine, request.request_id))
+                self._thread.cancel(Cancel(speaker.engine, request.request_id))
 
     def status(self) -> dict[str, Any]:
         return {
@@ -167,7 +145,7 @@ class ChatRunner:
         self._thread.close()
 
     async def _deltas(
-        self, speaker: Speaker, reply: _Reply, params: SamplingParams, *, num_prompt_tokens: int
+        self, speaker: Speaker, reply: Reply, params: SamplingParams, *, num_prompt_tokens: int
     ) -> AsyncGenerator[ChatDelta, None]:
         text = TextStream(speaker.template.decode, stop=params.stop)
         num_tokens = 0
@@ -198,7 +176,7 @@ class ChatRunner:
             if reason is not None:
                 return
 
-    async def _next_events(self, reply: _Reply) -> list[TokenEvent]:
+    async def _next_events(self, reply: Reply) -> list[TokenEvent]:
         """Everything that was sampled since the last call: a slow reader gets fewer, larger pieces."""
         events: list[TokenEvent] = []
         while not events or not reply.events.empty():
@@ -335,111 +313,3 @@ def fit_prompt(
         # The next user turn becomes the first, because templates refuse a conversation that begins with a reply.
         first = next((i for i in turns[1:] if kept[i].role is Role.USER), turns[-1])
         kept = [m for i, m in enumerate(kept) if m.role is Role.SYSTEM or i >= first]
-
-
-class _EngineThread:
-    """Owns the engines: adds, cancels and steps them, and hands events to the event loop."""
-
-    def __init__(self) -> None:
-        self._inbox: queue.SimpleQueue[_Add | _Cancel | Callable[[], None] | None] = queue.SimpleQueue()
-        self._replies: dict[int, dict[str, _Add]] = {}
-        self._engines: dict[int, Engine] = {}
-        self._closed = False
-        self._thread = threading.Thread(target=self._run, name="chat-engines", daemon=True)
-        self._thread.start()
-
-    def add(self, request: _Add) -> None:
-        if self._closed:
-            raise Unavailable("this replica is shutting down; try again")
-        self._inbox.put(request)
-
-    def cancel(self, request: _Cancel) -> None:
-        self._inbox.put(request)
-
-    def call(self, act: Callable[[], None] | None) -> None:
-        """Between two rounds, after everything that was asked before."""
-        if act is not None:
-            self._inbox.put(act)
-
-    def close(self) -> None:
-        self._closed = True
-        self._inbox.put(None)
-        self._thread.join()
-
-    def _run(self) -> None:
-        while self._take_inbox():
-            for key, engine in list(self._engines.items()):
-                self._step(key, engine)
-        for waiting in self._replies.values():
-            for add in waiting.values():
-                _deliver(add, Unavailable("this replica is shutting down; try again"))
-
-    def _take_inbox(self) -> bool:
-        """Waits only when no engine has work. False when the thread is to end."""
-        while True:
-            try:
-                item = self._inbox.get(block=not self._engines)
-            except queue.Empty:
-                return True
-            if item is None:
-                return False
-            if isinstance(item, _Add):
-                self._admit(item)
-            elif isinstance(item, _Cancel):
-                self._forget(item)
-            else:
-                item()
-
-    def _admit(self, add: _Add) -> None:
-        try:
-            add.engine.add(add.request)
-        except PlatformError as error:
-            _deliver(add, error)
-            return
-        key = id(add.engine)
-        self._engines[key] = add.engine
-        self._replies.setdefault(key, {})[add.request.request_id] = add
-
-    def _forget(self, cancel: _Cancel) -> None:
-        if self._replies.get(id(cancel.engine), {}).pop(cancel.request_id, None) is not None:
-            cancel.engine.cancel(cancel.request_id)
-        self._rest_if_idle(id(cancel.engine))
-
-    def _step(self, key: int, engine: Engine) -> None:
-        waiting = self._replies.get(key, {})
-        try:
-            events = engine.step()
-        except Exception:
-            # Whatever breaks in a model (out of memory, a bad kernel) must end its replies, not the other models'.
-            logger.exception("a chat engine failed num_requests=%d", len(waiting))
-            self._fail(key, engine)
-            return
-        by_request: dict[str, list[TokenEvent]] = {}
-        for event in events:
-            by_request.setdefault(event.request_id, []).append(event)
-        for request_id, own in by_request.items():
-            if request_id in waiting:
-                _deliver(waiting[request_id], own)
-                if own[-1].finish_reason is not None:
-                    del waiting[request_id]
-        self._rest_if_idle(key)
-
-    def _fail(self, key: int, engine: Engine) -> None:
-        for request_id, add in self._replies.pop(key, {}).items():
-            engine.cancel(request_id)
-            _deliver(add, Unavailable("the model failed while it wrote this reply; try again"))
-        self._engines.pop(key, None)
-
-    def _rest_if_idle(self, key: int) -> None:
-        """Lets go of an engine without requests, so that an unloaded model's memory is given back."""
-        if not self._replies.get(key):
-            self._replies.pop(key, None)
-            self._engines.pop(key, None)
-
-
-def _deliver(add: _Add, item: list[TokenEvent] | Exception) -> None:
-    try:
-        add.loop.call_soon_threadsafe(add.reply.events.put_nowait, item)
-    except RuntimeError:
-        # The loop is closed: its replies have no reader any more.
-        logger.debug("dropped tokens of request=%s: its event loop is closed", add.request.request_id)
