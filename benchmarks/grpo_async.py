@@ -176,9 +176,7 @@ def main(staleness: int, steps: int, latency_s: float) -> None:
         write_tasks(CASES[0], tasks, model_folder() / "tokenizer.json", warm_up=[])
         values = settings(tasks, staleness=staleness, steps=steps, latency_s=latency_s)
         config = TrainConfig.model_validate(values)
-        threads = config.resources.threads_per_worker
-        assert threads is not None
-        torch.set_num_threads(threads)
+        torch.set_num_threads(THREADS)
         ends: list[float] = []
         figures: list[Mapping[str, float]] = []
 

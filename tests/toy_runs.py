@@ -9,21 +9,6 @@ from typing import Any
 from chatgrpo.training.config import TrainConfig
 from chatgrpo.training.loop import Outcome, Place, Run, train
 
-TOY: dict[str, Any] = {
-    "model": "tiny",
-    "environment": {"type": "plugin", "name": "toy_tool"},
-    "rewards": [{"type": "environment"}],
-    "prompts_per_step": 2,
-    "num_generations": 4,
-    "max_prompt_length": 32,
-    "max_completion_length": 8,
-    "max_episode_length": 64,
-    "learning_rate": 1e-3,
-    "max_steps": 4,
-    "num_eval_prompts": 4,
-    "save_steps": 2,
-}
-
 
 def place(home: Path, models_dir: Path, run_id: str = "RUN") -> Place:
     run_dir = home / "runs" / run_id

@@ -28,25 +28,17 @@ from transformers import AutoModelForCausalLM
 from chatgrpo.config import PlatformConfig
 from chatgrpo.jobs.run_folder import RunFolder
 from chatgrpo.training.config import TrainConfig
+from tests.toy import TOY
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore")]
 
 STEPS = 12
-CONFIG: dict[str, Any] = {
+CONFIG: dict[str, Any] = TOY | {
     "experiment_name": "kills",
-    "model": "tiny",
-    "environment": {"type": "plugin", "name": "toy_tool"},
-    "rewards": [{"type": "environment"}],
     "prompts_per_step": 4,
     "num_generations": 16,
-    "max_prompt_length": 32,
-    "max_completion_length": 8,
-    "max_episode_length": 64,
-    "learning_rate": 1e-3,
     "max_steps": STEPS,
-    "num_eval_prompts": 4,
     "eval_steps": 4,
-    "save_steps": 2,
     "resources": {"threads_per_worker": 1, "gpus_per_worker": 0},
 }
 

@@ -16,7 +16,7 @@ import pytest
 
 from chatgrpo.config import PlatformConfig
 from chatgrpo.training.config import TrainConfig
-from tests.toy_runs import TOY
+from tests.toy import TOY
 
 pytestmark = [
     pytest.mark.ray,

@@ -17,22 +17,13 @@ from chatgrpo.jobs.sweeps.config import SweepConfig
 from chatgrpo.jobs.sweeps.job import table_path
 from chatgrpo.jobs.sweeps.table import Table, TrialState
 from chatgrpo.training.config import TrainConfig
+from tests.toy import TOY
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
-TOY: dict[str, Any] = {
-    "model": "tiny",
-    "environment": {"type": "plugin", "name": "toy_tool"},
-    "rewards": [{"type": "environment"}],
+CONFIG: dict[str, Any] = TOY | {
     "prompts_per_step": 4,
-    "num_generations": 4,
-    "max_prompt_length": 32,
-    "max_completion_length": 8,
-    "max_episode_length": 64,
-    "learning_rate": 1e-3,
-    "max_steps": 4,
     "num_eval_prompts": 6,
-    "save_steps": 2,
     "resources": {"threads_per_worker": 1},
 }
 
@@ -45,7 +36,7 @@ def alone(training_platform: PlatformConfig) -> list[dict[str, float]]:
     run_dir = training_platform.runs_dir / "alone"
     run_dir.mkdir(parents=True)
     place = Place(run_id="alone", home=training_platform.home, run_dir=run_dir)
-    train(TrainConfig.model_validate(TOY), place, lambda *_: None)
+    train(TrainConfig.model_validate(CONFIG), place, lambda *_: None)
     return metrics(run_dir)
 
 
@@ -57,7 +48,7 @@ def metrics(run_dir: Path) -> list[dict[str, float]]:
 def test_two_deepspeed_workers_walk_the_path_of_one_process(
     ray_cluster: str, training_platform: PlatformConfig, alone: list[dict[str, float]], stage: int
 ) -> None:
-    config = TOY | {"num_workers": 2, "deepspeed": {"zero_optimization": {"stage": stage}}}
+    config = CONFIG | {"num_workers": 2, "deepspeed": {"zero_optimization": {"stage": stage}}}
     run_id = f"zero{stage}"
     result = train_grpo.run(TrainConfig.model_validate(config), run_id=run_id, platform=training_platform)
     assert result["status"] == "succeeded"
@@ -82,7 +73,7 @@ def test_a_users_mistake_in_a_worker_is_one_line_in_the_result(
     broken = tmp_path / "data.jsonl"
     broken.write_text('{"prompt": "2 + 2", "answer": "4"}\n{"prompt": \n')
     config = tmp_path / "config.yaml"
-    config.write_text(json.dumps(TOY | {"environment": {"type": "dataset", "paths": [str(broken)]}}))
+    config.write_text(json.dumps(CONFIG | {"environment": {"type": "dataset", "paths": [str(broken)]}}))
     monkeypatch.setenv("CHATGRPO_HOME", str(training_platform.home))
     assert train_grpo.main(["--config", str(config), "--run-id", "broken"]) == 1
     result = json.loads((training_platform.runs_dir / "broken" / "result.json").read_text())
@@ -101,7 +92,13 @@ def test_overrides_are_checked_by_name(tmp_path: Path) -> None:
 
 
 def test_runs_and_trials_share_a_base(ray_cluster: str, training_platform: PlatformConfig, tmp_path: Path) -> None:
-    train = TOY | {"lora": {"r": 4}, "max_steps": 2, "num_eval_prompts": 0, "save_steps": None, "prompts_per_step": 2}
+    train = CONFIG | {
+        "lora": {"r": 4},
+        "max_steps": 2,
+        "num_eval_prompts": 0,
+        "save_steps": None,
+        "prompts_per_step": 2,
+    }
     for name, change in {"a": {}, "b": {"seed": 1}, "bad": {"max_prompt_length": 2}}.items():
         (tmp_path / f"{name}.yaml").write_text(json.dumps(train | change))
     trials = [

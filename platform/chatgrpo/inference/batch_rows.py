@@ -43,6 +43,11 @@ class Row:
         """Tokens that the row itself holds in the cache."""
         return self.length - (self.prefix.length if self.prefix else 0)
 
+    def final_length(self, limit: int) -> int:
+        """Tokens that the row itself may hold in the end."""
+        total = min(self.length + self.request.params.max_tokens - len(self.generated), limit)
+        return total - (self.length - self.own_length)
+
     @property
     def computed_ids(self) -> tuple[int, ...]:
         return (*self.request.prompt_ids, *self.generated)[: self.length]
@@ -72,12 +77,6 @@ class Prefill:
         first = self.rows[0]
         same = first.adapter is waiting.adapter and first.tape is waiting.tape
         return same and self.kept is None and self.new_ids == new_ids
-
-
-def final_length(row: Row, limit: int) -> int:
-    """Tokens that the row itself may hold in the end."""
-    total = min(row.length + row.request.params.max_tokens - len(row.generated), limit)
-    return total - (row.length - row.own_length)
 
 
 def uniforms(request: GenerationRequest) -> list[float]:

@@ -1,8 +1,8 @@
 """Lets several loaded models speak to many people at once, from one background thread.
 
-Requests are added to their model's engine as they come and leave it as they finish (continuous batching): every round
-of the thread advances each busy engine by one token for all of its requests. The event loop keeps the books: which
-models are loaded, who uses them, which one has to go (the least recently used that nobody uses).
+Requests are added to their model's engine as they come and leave it as they finish (continuous batching, see
+`engine_thread`). The event loop keeps the books: which models are loaded, who uses them, which one has to go (the least
+recently used that nobody uses).
 
 Adapters share the engine of their base, so that their requests are one batch. When an adapter is published again, the
 next request loads the new version; replies that are being written end with the one they began with.

@@ -28,7 +28,7 @@ from chatgrpo.inference.adapted_weights import AdaptedWeights
 from chatgrpo.inference.adapter_hooks import AdapterHooks
 from chatgrpo.inference.adapters import LoraAdapter, RowAdapters
 from chatgrpo.inference.admission import AdmissionFacts
-from chatgrpo.inference.batch_rows import Kept, Prefill, Row, Waiting, final_length, uniforms
+from chatgrpo.inference.batch_rows import Kept, Prefill, Row, Waiting, uniforms
 from chatgrpo.inference.chat_template import ChatTemplate
 from chatgrpo.inference.drafts import MAX_ROWS, Drafter, DraftFacts, StepCosts, decide
 from chatgrpo.inference.engine import FinishReason, GenerationRequest, TokenEvent
@@ -423,7 +423,7 @@ class TorchEngine:
 
     def _reserve(self) -> None:
         # The final length, not the present one: growing in the middle of a generation would copy the whole cache.
-        length = max(final_length(row, self.context_window) for row in self._rows)
+        length = max(row.final_length(self.context_window) for row in self._rows)
         self._cache.reserve(len(self._rows), length + 1)
 
     # Sampling

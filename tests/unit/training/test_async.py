@@ -18,7 +18,8 @@ from chatgrpo.rollouts.worker import Weights
 from chatgrpo.training.config import TrainConfig
 from chatgrpo.training.loop import Run
 from chatgrpo.training.rollout_sampler import build_sampler, weights_of
-from tests.toy_runs import TOY, interrupt_at_step, place, run
+from tests.toy import TOY
+from tests.toy_runs import interrupt_at_step, place, run
 
 ASYNC: dict[str, Any] = TOY | {"max_staleness": 1, "max_steps": 8, "save_steps": 3}
 

@@ -17,7 +17,8 @@ from chatgrpo.rollouts.trajectories import read_trajectories
 from chatgrpo.training.cohort import Member, train_together
 from chatgrpo.training.config import TrainConfig
 from chatgrpo.training.loop import Outcome, train
-from tests.toy_runs import TOY, place
+from tests.toy import TOY
+from tests.toy_runs import place
 
 ADAPTER: dict[str, Any] = TOY | {"max_steps": 3, "lora": {"r": 4, "alpha": 8}}
 # Different in all that a cohort must keep apart: seed, rank, rate, length, a reference, more than one iteration.

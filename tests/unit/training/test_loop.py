@@ -25,7 +25,8 @@ from chatgrpo.training.config import TrainConfig
 from chatgrpo.training.evaluation import Evaluation
 from chatgrpo.training.export import export_merged
 from chatgrpo.training.loop import Run
-from tests.toy_runs import TOY, interrupt_at_step, place, run
+from tests.toy import TOY
+from tests.toy_runs import interrupt_at_step, place, run
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

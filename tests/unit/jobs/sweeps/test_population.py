@@ -19,6 +19,7 @@ from chatgrpo.jobs.sweeps.population import Member, decide, explore, is_due
 from chatgrpo.jobs.sweeps.space import trial_config
 from chatgrpo.jobs.sweeps.table import Segment, Table
 from chatgrpo.training.loop import Place, train
+from tests.toy import TOY
 
 SPACE: dict[str, Dimension] = {
     "learning_rate": LogUniform(low=1e-5, high=1e-3),
@@ -170,21 +171,7 @@ def test_a_run_folder_belongs_to_one_process_until_that_is_dead(tmp_path: Path) 
 
 def test_an_heir_goes_on_as_the_donor_would_have_with_its_own_values(tmp_path: Path, models_dir: Path) -> None:
     (tmp_path / "models").symlink_to(models_dir)
-    base = {
-        "model": "tiny",
-        "environment": {"type": "plugin", "name": "toy_tool"},
-        "rewards": [{"type": "environment"}],
-        "prompts_per_step": 2,
-        "num_generations": 8,
-        "max_prompt_length": 32,
-        "max_completion_length": 8,
-        "max_episode_length": 64,
-        "max_steps": 4,
-        "num_eval_prompts": 0,
-        "save_steps": 2,
-        "load_best_model_at_end": False,
-        "learning_rate": 1e-3,
-    }
+    base = TOY | {"num_generations": 8, "num_eval_prompts": 0, "load_best_model_at_end": False}
 
     def run(name: str, **params: float) -> RunFolder:
         folder = RunFolder.of(tmp_path / "runs", name)
