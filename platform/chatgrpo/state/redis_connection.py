@@ -16,8 +16,8 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from chatgrpo.errors import Unavailable
 from chatgrpo.state.store import CorruptState
 
-# A burst opens all connections of a pool at once, on a machine that may stand still for a moment.
-CONNECT_TIMEOUT_S: Final = 1.0
+# To connect, to be answered, and to be given a connection. A burst opens all connections of a pool at once, in an event
+# loop that may stand still for a moment (a collection of garbage, a neighbour of a virtual machine).
 ANSWER_TIMEOUT_S: Final = 2.0
 MAX_CONNECTIONS: Final = 64
 
@@ -32,7 +32,7 @@ def open_pool(url: str) -> BlockingConnectionPool:
         url,
         max_connections=MAX_CONNECTIONS,
         timeout=ANSWER_TIMEOUT_S,
-        socket_connect_timeout=CONNECT_TIMEOUT_S,
+        socket_connect_timeout=ANSWER_TIMEOUT_S,
         socket_timeout=ANSWER_TIMEOUT_S,
         health_check_interval=5,
         # Once, at once, and only for a connection that was dropped while it lay idle; time-outs are never repeated.

@@ -188,7 +188,7 @@ async def test_redis_gone_means_a_clear_error_and_old_reads_where_they_are_allow
 
 
 async def test_a_stuck_redis_times_out(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("chatgrpo.state.redis_connection.ANSWER_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("chatgrpo.state.redis_connection.ANSWER_TIMEOUT_S", 0.5)
     conversations = await open_conversations(redis_server.url, is_audited=False)
     await conversations.create("x", tenant=TENANT)
     redis_server.pause()
