@@ -6,7 +6,9 @@ a layer leaves is its input x, queries, keys and values as projected, the stream
 projections of the MLP; everything else follows from these without a product with a weight.
 
 A tape has a budget. When it is used up, later tokens are not kept, and whoever looks for them gets None: they are
-computed again. Memory is taken block by block, so a large budget that is not needed costs nothing.
+computed again. Its memory is asked for once, as address space: on the CPU a page is taken when a token first needs it,
+and stays for the next rollout, since a new page costs more than what is written there. On a GPU the budget is taken
+whole.
 """
 
 from __future__ import annotations
@@ -19,9 +21,6 @@ from torch import Tensor
 
 from chatgrpo.inference.huge_pages import huge
 from chatgrpo.inference.llama_weights import LlamaWeights
-
-# About 160 MB for SmolLM2-135M: a block that is begun is soon held as a whole.
-_BLOCK_TOKENS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +44,8 @@ class _Widths:
         return self.num_layers * (2 * self.x + self.qkv + self.gate_up) + self.x
 
 
-class _Block:
-    """Slots of consecutive tokens; each field is one tensor of layers x tokens x width."""
+class _Memory:
+    """Slots of tokens; each field is one tensor of layers x tokens x width."""
 
     def __init__(self, num_tokens: int, widths: _Widths, like: Tensor) -> None:
         def field(num_layers: int, width: int) -> Tensor:
@@ -57,33 +56,32 @@ class _Block:
         self.qkv = field(count, widths.qkv)
         self.middle = field(count, widths.x)
         self.gate_up = field(count, widths.gate_up)
-        self.num_tokens = num_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Recorder:
     """Takes the activations of one forward."""
 
-    block: _Block
+    memory: _Memory
     tokens: slice
 
     def views(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """x, qkv, middle and gate_up of its tokens, layers x tokens x width, for who writes there directly."""
-        block, tokens = self.block, self.tokens
-        return block.x[:, tokens], block.qkv[:, tokens], block.middle[:, tokens], block.gate_up[:, tokens]
+        held, tokens = self.memory, self.tokens
+        return held.x[:, tokens], held.qkv[:, tokens], held.middle[:, tokens], held.gate_up[:, tokens]
 
     def projected(self, index: int, *, x: Tensor, qkv: Tensor) -> None:
         """Before norms and rotation of the heads, which work in place."""
-        _put(x, self.block.x[index, self.tokens])
-        _put(qkv, self.block.qkv[index, self.tokens])
+        _put(x, self.memory.x[index, self.tokens])
+        _put(qkv, self.memory.qkv[index, self.tokens])
 
     def layer(self, index: int, *, middle: Tensor, gate_up: Tensor) -> None:
-        _put(middle, self.block.middle[index, self.tokens])
-        _put(gate_up, self.block.gate_up[index, self.tokens])
+        _put(middle, self.memory.middle[index, self.tokens])
+        _put(gate_up, self.memory.gate_up[index, self.tokens])
 
     def last(self, x: Tensor) -> None:
         """Output of the last layer, before the last norm."""
-        _put(x, self.block.x[-1, self.tokens])
+        _put(x, self.memory.x[-1, self.tokens])
 
     def take(self, activations: tuple[Tensor, ...]) -> None:
         """Of all layers at once, as `views`; there may be more layers than it has."""
@@ -137,46 +135,34 @@ class Activations:
 class Recording:
     """The chosen tokens of a tape."""
 
-    def __init__(self, blocks: Sequence[_Block], slots_T: Tensor) -> None:
-        self._num_tokens = slots_T.numel()
-        self._parts: list[tuple[_Block, Tensor, Tensor]] = []
-        first = 0
-        for block in blocks:
-            inside = ((slots_T >= first) & (slots_T < first + block.num_tokens)).nonzero()[:, 0]
-            if inside.numel():
-                self._parts.append((block, inside, slots_T[inside] - first))
-            first += block.num_tokens
+    def __init__(self, memory: _Memory, slots_T: Tensor) -> None:
+        self._memory = memory
+        self._slots_T = slots_T
+        first, count = int(slots_T[0]), slots_T.numel()
+        whole = torch.arange(first, first + count, device=slots_T.device)
+        # Slots in one piece, as after a forward for an update alone, need no copy.
+        self._piece = slice(first, first + count) if torch.equal(slots_T, whole) else None
 
     def layer(self, index: int) -> Activations:
-        return Activations(*(self._take(name, index) for name in ("x", "qkv", "middle", "gate_up")))
+        held = self._memory
+        return Activations(*(self._take(field, index) for field in (held.x, held.qkv, held.middle, held.gate_up)))
 
     def last(self) -> Tensor:
-        return self._take("x", -1)
+        return self._take(self._memory.x, -1)
 
-    def _take(self, field: str, layer: int) -> Tensor:
-        if len(self._parts) == 1:
-            block, _, local = self._parts[0]
-            held: Tensor = getattr(block, field)[layer]
-            return held.index_select(0, local)
-        taken: Tensor | None = None
-        for block, target, local in self._parts:
-            held = getattr(block, field)[layer]
-            if taken is None:
-                taken = held.new_empty(self._num_tokens, held.shape[-1])
-            taken[target] = held.index_select(0, local)
-        assert taken is not None
-        return taken
+    def _take(self, field: Tensor, layer: int) -> Tensor:
+        return field[layer].index_select(0, self._slots_T) if self._piece is None else field[layer, self._piece]
 
 
 class ActivationTape:
-    """`max_tokens`: its budget. Slots are numbered through all blocks: `_next` is next, `_end` behind the last."""
+    """`max_tokens`: its budget."""
 
     def __init__(self, weights: LlamaWeights, *, max_tokens: int) -> None:
         self._widths = _Widths.of(weights)
         self._like = weights.embedding
         self._max_tokens = max_tokens
-        self._blocks: list[_Block] = []
-        self._used = self._next = self._end = 0
+        self._memory: _Memory | None = None
+        self._used = 0
         self._slots: dict[tuple[int, ...], list[int]] = {}
         self._entropies: dict[int, float] = {}
 
@@ -190,23 +176,11 @@ class ActivationTape:
 
     def record(self, num_tokens: int) -> tuple[Recorder, range] | None:
         """Slots for the tokens of one forward, or None when the budget is used up."""
-        # What is left of the last block when the next forward does not fit: in large pages it is held all the same.
-        spoilt = self._end - self._next if self._next + num_tokens > self._end else 0
-        if self._used + spoilt + num_tokens > self._max_tokens:
+        if self._used + num_tokens > self._max_tokens:
             return None
-        if self._next + num_tokens > self._end:
-            self._next = self._end
-            self._used += spoilt
-            # Of whole forwards like this one, so that nothing is left while they stay alike.
-            size = min(num_tokens * max(1, _BLOCK_TOKENS // num_tokens), self._max_tokens - self._used)
-            self._blocks.append(_Block(size, self._widths, self._like))
-            self._end += size
-        block = self._blocks[-1]
-        slots = range(self._next, self._next + num_tokens)
-        start = self._next - (self._end - block.num_tokens)
-        self._next += num_tokens
+        slots = range(self._used, self._used + num_tokens)
         self._used += num_tokens
-        return Recorder(block, slice(start, start + num_tokens)), slots
+        return Recorder(self._held(), slice(slots.start, slots.stop)), slots
 
     def remember(self, token_ids: Sequence[int], slots: Sequence[int]) -> None:
         """Where the tokens of one sequence lie. Equal sequences have equal activations: any of them will do."""
@@ -223,10 +197,20 @@ class ActivationTape:
         return [self._entropies[s] for s in slots]
 
     def recording(self, slots_T: Tensor) -> Recording:
-        return Recording(self._blocks, slots_T)
+        return Recording(self._held(), slots_T)
 
     def clear(self) -> None:
-        self._blocks.clear()
+        """Forgets every token and keeps the memory for the next ones."""
         self._slots.clear()
         self._entropies.clear()
-        self._used = self._next = self._end = 0
+        self._used = 0
+
+    def release(self) -> None:
+        """Forgets every token and gives the memory back."""
+        self.clear()
+        self._memory = None
+
+    def _held(self) -> _Memory:
+        if self._memory is None:
+            self._memory = _Memory(self._max_tokens, self._widths, self._like)
+        return self._memory

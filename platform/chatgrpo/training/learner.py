@@ -80,7 +80,7 @@ class Learner:
             return False
         for _, parameter in self._policy.trainable():
             parameter.grad = None
-        self._policy.forget_activations()
+        self._policy.release_activations()
         logger.warning(
             "out of memory with micro-batches of %d tokens, trying %d",
             self._micro_batch_tokens,

@@ -83,9 +83,14 @@ class Policy(nn.Module):
         self.forget_activations()
 
     def forget_activations(self) -> None:
-        """Gives the tape's memory back; what was on it is computed again."""
+        """What was on the tape is computed again; its memory waits for the next rollout."""
         if self.tape is not None:
             self.tape.clear()
+
+    def release_activations(self) -> None:
+        """As `forget_activations`, and the memory goes back."""
+        if self.tape is not None:
+            self.tape.release()
 
     def keep_reference(self) -> None:
         """Remembers the present weights for `reference_logprobs`; LoRA needs no copy, its base is the reference."""

@@ -1,39 +1,64 @@
-"""A tape's budget is what it holds, also where forwards of unlike sizes leave the end of a block unused."""
+"""A tape's budget is what it holds, and its memory serves one rollout after the other."""
 
 from __future__ import annotations
 
 import pytest
+import torch
 
 from chatgrpo.inference.activation_tape import ActivationTape
 from chatgrpo.inference.llama_weights import LlamaWeights
 from chatgrpo.inference.loading import LoadedModel
 
 
-def held_tokens(tape: ActivationTape) -> int:
-    return sum(block.num_tokens for block in tape._blocks)
+def tape_of(tiny: LoadedModel, max_tokens: int) -> ActivationTape:
+    weights = LlamaWeights.of(tiny.model)
+    assert weights is not None
+    return ActivationTape(weights, max_tokens=max_tokens)
 
 
 @pytest.mark.parametrize("sizes", [[129] * 9, [300, *([32] * 30)], list(range(200, 0, -1)), [1000], [7] * 142])
-def test_blocks_stay_within_the_budget_and_slots_are_never_shared(tiny: LoadedModel, sizes: list[int]) -> None:
-    weights = LlamaWeights.of(tiny.model)
-    assert weights is not None
-    tape = ActivationTape(weights, max_tokens=1000)
+def test_slots_stay_within_the_budget_and_are_never_shared(tiny: LoadedModel, sizes: list[int]) -> None:
+    tape = tape_of(tiny, 1000)
     taken: list[int] = []
     for size in sizes:
-        if (recorded := tape.record(size)) is not None:
+        recorded = tape.record(size)
+        if recorded is None:
+            assert len(taken) + size > 1000
+        else:
             recorder, slots = recorded
             assert recorder.views()[0].shape[1] == len(slots) == size
             taken += slots
-        assert held_tokens(tape) <= 1000
-    assert len(set(taken)) == len(taken) > 700
+    assert len(set(taken)) == len(taken) > 850
+    assert max(taken) < 1000
+
+
+def test_chosen_tokens_come_in_their_order_whether_or_not_in_one_piece(tiny: LoadedModel) -> None:
+    tape = tape_of(tiny, 20)
+    recorded = tape.record(10)
+    assert recorded is not None
+    for view in recorded[0].views():
+        view.copy_(torch.arange(10.0)[None, :, None].expand_as(view))
+    for slots in ([3, 4, 5], [5, 3, 4], [4], [9, 0]):
+        recording = tape.recording(torch.tensor(slots))
+        for index in (0, 1):
+            kept = recording.layer(index)
+            for field in (kept.x, kept.qkv, kept.middle, kept.gate_up, recording.last()):
+                assert field[:, 0].tolist() == field[:, -1].tolist() == slots
+
+
+def test_a_cleared_tape_uses_its_memory_again_and_a_released_one_gives_it_back(tiny: LoadedModel) -> None:
+    tape = tape_of(tiny, 20)
+
+    def first_place() -> int:
+        recorded = tape.record(20)
+        assert recorded is not None and tape.record(1) is None
+        return recorded[0].views()[0].data_ptr()
+
+    tape.remember([1, 2], [0, 1])
+    place = first_place()
     tape.clear()
-    assert held_tokens(tape) == 0
-
-
-def test_forwards_of_one_size_leave_nothing_unused(tiny: LoadedModel) -> None:
-    weights = LlamaWeights.of(tiny.model)
-    assert weights is not None
-    tape = ActivationTape(weights, max_tokens=129 * 7)
-    assert all(tape.record(129) is not None for _ in range(7))
-    assert tape.record(1) is None
-    assert held_tokens(tape) == 129 * 7
+    assert tape.find([1, 2]) is None
+    assert first_place() == place
+    tape.release()
+    assert tape._memory is None
+    first_place()
