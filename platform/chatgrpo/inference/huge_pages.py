@@ -6,6 +6,7 @@ as any other."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 import mmap
@@ -57,6 +58,18 @@ def huge(tensor: Tensor) -> Tensor:
             # It may be refused: large pages are a matter of speed only.
             _libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), mmap.MADV_HUGEPAGE)
     return tensor
+
+
+def lazy_zeros(*shape: int) -> Tensor:
+    """Zeros of float32 on the CPU that are written by whoever first touches their page, not twice. Their memory goes
+    back to the system with the tensor, whatever the allocator keeps."""
+    size = math.prod(shape) * 4
+    if _libc is None or size < _HUGE:
+        return torch.zeros(shape)
+    memory = mmap.mmap(-1, size)
+    with contextlib.suppress(OSError):  # as in `huge`
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.float32).view(shape)
 
 
 _libc = ctypes.CDLL(None) if sys.platform.startswith("linux") and hasattr(mmap, "MADV_HUGEPAGE") else None

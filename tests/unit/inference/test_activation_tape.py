@@ -51,7 +51,8 @@ def test_a_cleared_tape_uses_its_memory_again_and_a_released_one_gives_it_back(t
 
     def first_place() -> int:
         recorded = tape.record(20)
-        assert recorded is not None and tape.record(1) is None
+        assert recorded is not None
+        assert tape.record(1) is None
         return recorded[0].views()[0].data_ptr()
 
     tape.remember([1, 2], [0, 1])

@@ -20,10 +20,10 @@ constexpr int VW = 4, MR = 8;
 constexpr int VW = 4, MR = 4;
 #endif
 constexpr int NV = 3, NR = NV * VW;
-// Rows that go through all panels together: their inputs stay in the second-level cache.
-constexpr int64_t ROWS_AT_ONCE = 128;
-// Inputs of a panel that go through them together: in the first-level cache beside the next ones.
-constexpr int64_t INPUTS_AT_ONCE = 64;
+// Rows that go through all panels together: their inputs stay in the second-level cache, their sums in the first.
+constexpr int64_t ROWS_AT_ONCE = 64;
+// Inputs of a panel that go through them together: in the first-level cache beside the sums.
+constexpr int64_t INPUTS_AT_ONCE = 96;
 
 typedef float vec __attribute__((vector_size(VW * 4), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(VW * 4), aligned(4), may_alias));
