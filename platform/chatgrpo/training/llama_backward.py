@@ -151,7 +151,8 @@ def _weights_back(site: Fused, x: Tensor, dy: Tensor, d_low_TS: Tensor | None) -
     d_a_SI = outer(d_low_TS, x)
     parts = zip(adapted, _by_adapter(low_TS, adapted), _by_adapter(d_a_SI.T, adapted), strict=True)
     for (p, adapter), low_TR, d_a_IR in parts:
-        _grad(adapter.b_OR).addmm_(dy[:, p.start : p.stop].T, low_TR, alpha=adapter.scale)
+        # MKL is twice as fast with the rows of the result long.
+        _grad(adapter.b_OR).add_(torch.mm(low_TR.T, dy[:, p.start : p.stop]).T, alpha=adapter.scale)
         _grad(adapter.a_RI).add_(d_a_IR.T)
 
 

@@ -15,7 +15,7 @@ from chatgrpo.inference.activation_tape import ActivationTape
 from chatgrpo.inference.llama_weights import LlamaWeights
 from chatgrpo.training.batch import MicroBatch
 from chatgrpo.training.config import LoraConfig
-from chatgrpo.training.fused_policy import hidden_states, remember
+from chatgrpo.training.fused_policy import Scratch, hidden_states, remember
 from chatgrpo.training.token_logprobs import token_logprobs
 
 # Models that change their logits after the output embedding; the chunked head would miss it.
@@ -52,6 +52,7 @@ class Policy(nn.Module):
         # None: the general path through the model's own modules.
         self.weights = LlamaWeights.of(self.causal_lm, base) if fused and compute_dtype == torch.float32 else None
         self.tape: ActivationTape | None = None
+        self._scratch = Scratch()
 
     @property
     def causal_lm(self) -> Any:
@@ -67,7 +68,8 @@ class Policy(nn.Module):
         if self.weights is None:
             return self._logprobs(self.causal_lm, batch, temperature)
         remembered = None if self.tape is None else remember(self.tape, batch)
-        hidden_ND = hidden_states(self.weights, batch, remembered.recording if remembered else None)
+        recording = remembered.recording if remembered else self._scratch.record(self.weights, batch)
+        hidden_ND = hidden_states(self.weights, batch, recording)
         known = (remembered.logprobs_N, remembered.entropy_N) if remembered else None
         return self._token_logprobs(self.causal_lm, hidden_ND, batch, temperature, known)
 
@@ -89,6 +91,7 @@ class Policy(nn.Module):
 
     def release_activations(self) -> None:
         """As `forget_activations`, and the memory goes back."""
+        self._scratch = Scratch()
         if self.tape is not None:
             self.tape.release()
 

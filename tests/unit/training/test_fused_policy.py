@@ -154,6 +154,26 @@ def test_gradients_of_micro_batches_add_up(models_dir: Path) -> None:
     assert_same_gradients({name: p.grad / 2 for name, p in policy.trainable() if p.grad is not None}, once)
 
 
+def test_a_forward_leaves_alone_what_an_earlier_one_still_needs(models_dir: Path) -> None:
+    policy, rows = policy_of(llama(models_dir), None, fused=True), batch()
+
+    def loss(temperature: float) -> Any:
+        return policy(rows, temperature)[0].mul(rows.advantages_N).sum()
+
+    def gradients() -> Gradients:
+        found = {name: p.grad for name, p in policy.trainable() if p.grad is not None}
+        policy.zero_grad()
+        return found
+
+    for temperature in (0.8, 1.2):
+        loss(temperature).backward()
+    one_after_the_other = gradients()
+    first, second = loss(0.8), loss(1.2)
+    second.backward()
+    first.backward()
+    assert_same_gradients(gradients(), one_after_the_other)
+
+
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
 def test_activations_of_the_rollout_teach_what_a_new_forward_teaches(
     tiny: LoadedModel, lora: LoraConfig | None

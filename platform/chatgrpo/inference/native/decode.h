@@ -67,15 +67,7 @@ void scores_of(const float* queries, int64_t group, const float* keys, int64_t l
                float* scores, int64_t ld) {
   if (length < VW || dim % VW != 0) {
     for (int64_t g = 0; g < group; ++g)
-      for (int64_t t = 0; t < length; ++t) {
-        const float *q = queries + g * dim, *k = keys + t * dim;
-        vec dot = {};
-        int64_t i = 0;
-        for (; i + VW <= dim; i += VW) dot += load(q + i) * load(k + i);
-        float total = sum(dot);
-        for (; i < dim; ++i) total += q[i] * k[i];
-        scores[g * ld + t] = total;
-      }
+      for (int64_t t = 0; t < length; ++t) scores[g * ld + t] = dot(queries + g * dim, keys + t * dim, dim);
     return;
   }
   for (int64_t block = 0; block < length; block += VW) {
@@ -134,16 +126,8 @@ void add_values(const float* weights, int64_t ld, int64_t group, const float* va
 }
 
 void softmax(float* scores, int64_t length) {
-  vec top = splat(scores[0]);
-  int64_t t = 0;
-  for (; t + VW <= length; t += VW) {
-    const vec v = load(scores + t);
-    top = v > top ? v : top;
-  }
-  float highest = largest(top);
-  for (int64_t i = t; i < length; ++i) highest = std::max(highest, scores[i]);
-  const float inverse = 1.0f / exponentials(scores, length, highest);
-  for (t = 0; t < length; ++t) scores[t] *= inverse;
+  const float inverse = 1.0f / exponentials(scores, length, highest_of(scores, length));
+  for (int64_t t = 0; t < length; ++t) scores[t] *= inverse;
 }
 
 // One row and one key/value head: places what is new into the cache, then its query heads attend.

@@ -49,17 +49,34 @@ void small_product(const float* x, int64_t ldx, int rows, const std::vector<floa
 // to[t] += sum_r weights[r][t] rows[r], t below `length`.
 void add_outer(const float* weights, int64_t ldw, const float* rows, int64_t ldr, int count, int64_t length, int64_t dim,
                float* to, int64_t ldt) {
-  for (int64_t t = 0; t < length; ++t) {
-    int64_t i = 0;
-    for (; i + 4 * VW <= dim; i += 4 * VW) {
-      vec sums[4];
-      for (int v = 0; v < 4; ++v) sums[v] = load(to + t * ldt + i + v * VW);
-      for (int r = 0; r < count; ++r)
-        for (int v = 0; v < 4; ++v) sums[v] += weights[r * ldw + t] * load(rows + r * ldr + i + v * VW);
-      for (int v = 0; v < 4; ++v) store(to + t * ldt + i + v * VW, sums[v]);
+  int64_t i = 0;
+  if (count == MR)  // two vectors of every row stay in registers
+    for (; i + 2 * VW <= dim; i += 2 * VW) {
+      vec held[MR][2];
+      for (int r = 0; r < MR; ++r)
+        for (int v = 0; v < 2; ++v) held[r][v] = load(rows + r * ldr + i + v * VW);
+      for (int64_t t = 0; t < length; ++t) {
+        float* place = to + t * ldt + i;
+        vec sums[2] = {load(place), load(place + VW)};
+#pragma GCC unroll 8
+        for (int r = 0; r < MR; ++r) {
+          const vec w = splat(weights[r * ldw + t]);
+          sums[0] += w * held[r][0];
+          sums[1] += w * held[r][1];
+        }
+        store(place, sums[0]);
+        store(place + VW, sums[1]);
+      }
     }
-    for (; i < dim; ++i)
-      for (int r = 0; r < count; ++r) to[t * ldt + i] += weights[r * ldw + t] * rows[r * ldr + i];
+  for (int64_t t = 0; t < length; ++t) {
+    int64_t j = i;
+    for (; j + VW <= dim; j += VW) {
+      vec total = load(to + t * ldt + j);
+      for (int r = 0; r < count; ++r) total += weights[r * ldw + t] * load(rows + r * ldr + j);
+      store(to + t * ldt + j, total);
+    }
+    for (; j < dim; ++j)
+      for (int r = 0; r < count; ++r) to[t * ldt + j] += weights[r * ldw + t] * rows[r * ldr + j];
   }
 }
 
@@ -131,11 +148,9 @@ struct Segment {
       // By the scores: w (dw - sum of w dw); a weight of 0 lets nothing through.
       for (int r = 0; r < count; ++r) {
         float *w = weights + r * width, *d = d_weights + r * width;
-        float dot = 0;
-        for (int64_t t = 0; t < before.length; ++t) dot += w[t] * d[t];
-        for (int64_t t = padded_before; t < padded_before + seen; ++t) dot += w[t] * d[t];
-        for (int64_t t = 0; t < before.length; ++t) d[t] = w[t] * (d[t] - dot);
-        for (int64_t t = padded_before; t < padded_before + seen; ++t) d[t] = w[t] * (d[t] - dot);
+        const float mean = dot(w, d, before.length) + dot(w + padded_before, d + padded_before, seen);
+        for (int64_t t = 0; t < before.length; ++t) d[t] = w[t] * (d[t] - mean);
+        for (int64_t t = padded_before; t < padded_before + seen; ++t) d[t] = w[t] * (d[t] - mean);
       }
       if (before.length)
         small_product(d_weights, width, count, before.keys_by_sum, before.length, before.length, dim, false, result, padded_dim);
@@ -154,9 +169,8 @@ struct Segment {
  private:
   // Over all of `before` and the first `visible` of `own`; the others of the `seen` become 0.
   static void softmax_of(float* before, int64_t num_before, float* own, int64_t visible, int64_t seen) {
-    float highest = own[0];
-    for (int64_t t = 0; t < num_before; ++t) highest = std::max(highest, before[t]);
-    for (int64_t t = 1; t < visible; ++t) highest = std::max(highest, own[t]);
+    float highest = highest_of(own, visible);
+    if (num_before) highest = std::max(highest, highest_of(before, num_before));
     const float total = exponentials(before, num_before, highest) + exponentials(own, visible, highest);
     const float inverse = 1.0f / total;
     for (int64_t t = 0; t < num_before; ++t) before[t] *= inverse;

@@ -60,6 +60,28 @@ inline float largest(vec v) {
   return m;
 }
 
+// Of `count` values, at least one.
+inline float highest_of(const float* values, int64_t count) {
+  vec top = splat(values[0]);
+  int64_t t = 0;
+  for (; t + VW <= count; t += VW) {
+    const vec v = load(values + t);
+    top = v > top ? v : top;
+  }
+  float highest = largest(top);
+  for (; t < count; ++t) highest = std::max(highest, values[t]);
+  return highest;
+}
+
+inline float dot(const float* a, const float* b, int64_t count) {
+  vec totals = {};
+  int64_t t = 0;
+  for (; t + VW <= count; t += VW) totals += load(a + t) * load(b + t);
+  float total = sum(totals);
+  for (; t < count; ++t) total += a[t] * b[t];
+  return total;
+}
+
 // exp by 2^n e^r, |r| <= ln 2 / 2, Taylor of degree 7: within 2 ulp; 0 below -87, as float32 nearly is.
 inline vec exp_(vec x) {
   const vec low = splat(-87.0f), high = splat(88.0f);
@@ -91,12 +113,15 @@ inline float exponentials(float* values, int64_t count, float highest) {
     store(values + t, e);
     totals += e;
   }
-  float total = sum(totals);
-  for (; t < count; ++t) {
-    values[t] = exp_(splat(values[t] - highest))[0];
-    total += values[t];
+  if (t < count) {
+    float rest[VW];
+    std::fill(rest, rest + VW, -INFINITY);
+    std::memcpy(rest, values + t, (count - t) * sizeof(float));
+    const vec e = exp_(load(rest) - highest);
+    std::memcpy(values + t, &e, (count - t) * sizeof(float));
+    totals += e;
   }
-  return total;
+  return sum(totals);
 }
 
 }  // namespace
