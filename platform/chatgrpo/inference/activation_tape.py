@@ -21,6 +21,7 @@ from torch import Tensor
 
 from chatgrpo.inference.huge_pages import huge
 from chatgrpo.inference.llama_weights import LlamaWeights
+from chatgrpo.inference.native import kernels
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +84,14 @@ class Recorder:
         """Output of the last layer, before the last norm."""
         _put(x, self.memory.x[-1, self.tokens])
 
-    def take(self, activations: tuple[Tensor, ...]) -> None:
-        """Of all layers at once, as `views`; there may be more layers than it has."""
+    def take(self, activations: tuple[Tensor, ...], rows: Tensor | slice = slice(None)) -> None:
+        """These rows of all layers at once, as `views`; there may be more layers than it has."""
         for held, given in zip(self.views(), activations, strict=True):
-            held.copy_(given[: held.shape[0]])
+            there = given[: held.shape[0]]
+            if isinstance(rows, Tensor) and kernels.suit(there):
+                kernels.take_rows(there, rows, held)
+            else:
+                held.copy_(there[:, rows])
 
 
 def _put(value: Tensor, held: Tensor) -> None:
@@ -116,7 +121,7 @@ class SplitRecorder:
     def take(self, activations: tuple[Tensor, ...]) -> None:
         """All layers at once: x, qkv, middle and gate_up, layers x tokens x width."""
         for recorder, rows in self.parts:
-            recorder.take(tuple(given[:, rows] for given in activations))
+            recorder.take(activations, rows)
 
     def views(self) -> None:
         """None: its rows are in several places; `take` brings them there."""

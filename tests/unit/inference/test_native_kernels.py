@@ -343,6 +343,18 @@ def test_norms_and_rotations_are_those_of_torch(without: pytest.MonkeyPatch, num
 
 
 @needs_kernels
+def test_rows_are_taken_from_every_layer() -> None:
+    source, target = torch.randn(5, 9, 7)[1:4], torch.zeros(3, 20, 7)
+    rows = torch.tensor([8, 0, 3, 3])
+    kernels.take_rows(source, rows, target[:, 2:6])
+    assert torch.equal(target[:, 2:6], source[:, rows])
+    assert not target[:, :2].any()
+    assert not target[:, 6:].any()
+    with pytest.raises(AssertionError):
+        kernels.take_rows(source, torch.tensor([9]), target[:, :1])
+
+
+@needs_kernels
 def test_a_tape_holds_what_was_computed_wherever_it_was_written(tiny: LoadedModel, without: pytest.MonkeyPatch) -> None:
     weights = LlamaWeights.of(tiny.model)
     assert weights is not None

@@ -245,6 +245,26 @@ def norm(x_TE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
     return y_TE
 
 
+def take_rows(from_LTW: Tensor, rows_N: Tensor, to_LNW: Tensor) -> None:
+    """Copies some rows of every layer; rows must be dense in both, layers may lie anywhere."""
+    (num_layers, num_rows, width), rows_N = from_LTW.shape, rows_N.contiguous()
+    assert to_LNW.shape == (num_layers, rows_N.numel(), width)
+    assert from_LTW.stride()[1:] == to_LNW.stride()[1:] == (width, 1)
+    assert rows_N.dtype == torch.int64
+    assert 0 <= int(rows_N.min()) <= int(rows_N.max()) < num_rows
+    _library().chatgrpo_take_rows(
+        ctypes.c_void_p(from_LTW.data_ptr()),
+        ctypes.c_int64(from_LTW.stride(0)),
+        ctypes.c_int64(num_layers),
+        ctypes.c_void_p(rows_N.data_ptr()),
+        ctypes.c_int64(rows_N.numel()),
+        ctypes.c_int64(width),
+        ctypes.c_void_p(to_LNW.data_ptr()),
+        ctypes.c_int64(to_LNW.stride(0)),
+        torch.get_num_threads(),
+    )
+
+
 def rotate_(heads_THD: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> None:
     """Turns each head's two halves in place; cos and sin of half the head dimension. Heads must be dense in a row."""
     num_rows, num_heads, dim = heads_THD.shape

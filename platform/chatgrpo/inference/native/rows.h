@@ -60,6 +60,15 @@ void chatgrpo_norm(const float* x, const float* weight, int64_t rows, int64_t wi
   norm_part(x, weight, rows, width, eps, y, omp_get_thread_num(), omp_get_num_threads());
 }
 
+// Some rows of each layer, one after the other; layers are so many floats apart, rows `width`.
+void chatgrpo_take_rows(const float* from, int64_t from_layer, int64_t layers, const int64_t* rows, int64_t count,
+                        int64_t width, float* to, int64_t to_layer, int32_t threads) {
+#pragma omp parallel for num_threads(threads) schedule(static) collapse(2)
+  for (int64_t l = 0; l < layers; ++l)
+    for (int64_t i = 0; i < count; ++i)
+      std::memcpy(to + l * to_layer + i * width, from + l * from_layer + rows[i] * width, width * sizeof(float));
+}
+
 // In place: the first `heads` heads of T rows, `ld` floats apart; cos and sin T x D/2.
 void chatgrpo_rotate(float* x, int64_t ld, int64_t rows, int64_t heads, int64_t dim, const float* cos, const float* sin,
                      int32_t threads) {
