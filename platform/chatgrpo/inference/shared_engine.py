@@ -134,11 +134,13 @@ class MemberEngine:
         if event.finish_reason is not None:
             self._running.discard(event.request_id)
 
-    def weights_changed(self, version: int) -> None:
-        """The adapter's tensors were updated in place; nothing of it may be running."""
+    def weights_changed(self, version: int, *, same: bool = False) -> None:
+        """The adapter's tensors were updated in place, or with `same` were not; nothing of it may be running."""
         assert not self.has_work, "weights may change only between generations"
         with self._shared._changed:
             self.weight_version = version
+            if same:
+                return
             self._adapter = LoraAdapter(self._adapter.layers)
             self._shared._engine.set_adapter(self._name, self._adapter)
 

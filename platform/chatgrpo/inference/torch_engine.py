@@ -97,10 +97,11 @@ class TorchEngine:
     def has_work(self) -> bool:
         return bool(self._waiting or self._rows)
 
-    def weights_changed(self, version: int, *, go_on: bool = False) -> None:
+    def weights_changed(self, version: int, *, go_on: bool = False, same: bool = False) -> None:
         """The model's parameters were updated in place. With `go_on`, running and kept conversations go on over what
         the old ones computed of them (partial rollouts; every new token is sampled by the new weights, and its
-        log-prob is the one it was sampled with). Without it the engine must be idle, and forgets all of that."""
+        log-prob is the one it was sampled with). Without it the engine must be idle, and forgets all of that. `same`:
+        the version is new and the parameters are what they were."""
         assert go_on or not self.has_work, "weights may change only between generations"
         self._weight_version = version
         if go_on:
@@ -108,7 +109,7 @@ class TorchEngine:
         self._kept.clear()
         self._known_prefixes.clear()
         self._cache.release()
-        if self._weights is not None:
+        if self._weights is not None and not same:
             self._weights.release()
 
     def set_adapter(self, name: str, adapter: LoraAdapter) -> None:

@@ -26,9 +26,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
-    """What one call of `Learner.update` did; `metrics` are means over all ranks."""
+    """What one call of `Learner.update` did; `metrics` are means over all ranks. `weights_changed`: False where there
+    was nothing to learn on any rank."""
 
     metrics: dict[str, float]
+    weights_changed: bool
     num_rows_trained: int
     num_rows_skipped: int
     num_nonfinite_rows: int
@@ -92,7 +94,6 @@ class Learner:
     def _update(self, groups: Sequence[Sequence[Episode]], advantages: Sequence[Sequence[float]]) -> Update:
         config = self._config
         self._stepped = False
-        self._policy.update_begins()
         rows = _rows(groups, advantages)
         counted = [r for group in rows for r in group if not self._is_masked(r)]
         num_rows, num_tokens = ranks.sum_over_ranks(
@@ -107,7 +108,9 @@ class Learner:
         dropped: set[int] = set()
         metrics: dict[str, float] = {}
         skipped_steps = 0
-        if not rounds:
+        if rounds:
+            self._policy.update_begins()
+        else:
             # Nothing to learn anywhere: the schedule goes on, the weights and the optimizer stay as they are.
             self.num_updates += config.num_iterations
             # The activations would serve nobody: the next rollout says something else.
@@ -134,6 +137,7 @@ class Learner:
         all_trained, all_dropped = ranks.sum_over_ranks([float(num_trained), float(len(dropped))])
         return Update(
             metrics=metrics,
+            weights_changed=rounds > 0,
             num_rows_trained=int(all_trained),
             num_rows_skipped=int(num_rows - all_trained),
             num_nonfinite_rows=int(all_dropped),

@@ -290,7 +290,7 @@ class Run:
             update = self.learner.update([g.episodes for g in groups], scored.advantages)
         self.state.step += 1
         self.rollouts.weights_changed(self.state.step)
-        self.engine.weights_changed(self.state.step)
+        self.engine.weights_changed(self.state.step, same=not update.weights_changed)
         release_freed_memory()
         updated = time.monotonic()
         stats = sum(ranks.gather(collected.stats), RolloutStats())

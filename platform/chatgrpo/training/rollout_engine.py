@@ -24,8 +24,8 @@ from chatgrpo.training.policy import Policy
 class RolloutEngine(Engine, Protocol):
     """An engine that speaks for a policy that is being trained."""
 
-    def weights_changed(self, version: int) -> None:
-        """After every change of the policy's parameters, between generations."""
+    def weights_changed(self, version: int, *, same: bool = False) -> None:
+        """After every change of the policy's parameters, between generations; with `same` the version alone is new."""
         ...
 
     def recording(self, tape: ActivationTape | None) -> contextlib.AbstractContextManager[None]:
@@ -77,7 +77,10 @@ class VllmRollouts(VllmEngine):
             # Says before the first step what vLLM cannot do.
             self.weights_changed(0)
 
-    def weights_changed(self, version: int) -> None:
+    def weights_changed(self, version: int, *, same: bool = False) -> None:
+        if same:
+            self._weight_version = version
+            return
         folder = self._folder / f"{version}"
         shutil.rmtree(folder, ignore_errors=True)
         self._policy.model.save_pretrained(folder)

@@ -92,8 +92,8 @@ def test_an_engine_that_breaks_fails_every_run(
 ) -> None:
     weights_changed = MemberEngine.weights_changed
 
-    def breaking(self: MemberEngine, version: int) -> None:
-        weights_changed(self, version)
+    def breaking(self: MemberEngine, version: int, *, same: bool = False) -> None:
+        weights_changed(self, version, same=same)
         monkeypatch.setattr(self._shared._engine, "_draw", None)
 
     monkeypatch.setattr(MemberEngine, "weights_changed", breaking)

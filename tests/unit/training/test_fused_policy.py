@@ -192,15 +192,24 @@ def test_activations_of_the_rollout_teach_what_a_new_forward_teaches(
     assert_same_gradients(reused[2], again[2])
 
 
-def test_a_step_with_nothing_to_learn_gives_the_tape_back(tiny: LoadedModel) -> None:
+def test_a_step_with_nothing_to_learn_clears_the_tape_and_keeps_what_the_model_speaks_with(tiny: LoadedModel) -> None:
     policy = policy_of(tiny.model, LORA, fused=True)
     assert policy.weights is not None
     policy.tape = ActivationTape(policy.weights, max_tokens=1000)
     rows = sampled(policy, tiny)
+    spoken = policy.weights.layers[0].qkv.spoken
+    engine = TorchEngine(policy.causal_lm, tiny.template, weights=policy.weights)
     config = TrainConfig(lora=LORA)
     learner = Learner(config, policy, TorchOptimization(policy, config), total_updates=10)
-    learner.update([[row.episode for row in rows.rows]], [[0.0] * len(rows.rows)])
+    groups = [[row.episode] for row in rows.rows]
+    update = learner.update(groups, [[0.0] for _ in groups])
+    engine.weights_changed(1, same=not update.weights_changed)
     assert remember(policy.tape, rows) is None
+    assert engine.weight_version == 1
+    assert policy.weights.layers[0].qkv.spoken is spoken
+    update = learner.update(groups, [[1.0] for _ in groups])
+    engine.weights_changed(2, same=not update.weights_changed)
+    assert policy.weights.layers[0].qkv.spoken is not spoken
 
 
 def test_a_full_tape_means_a_new_forward(tiny: LoadedModel) -> None:
