@@ -2,10 +2,9 @@
 
 Each case has a process of ours and one of TRL's GRPOTrainer, which runs in an environment of its own (made once in the
 user's cache folder). Both make a first step to warm up, on short prompts, then they are asked for steps in turn: one is
-idle while the other works. A
-virtual machine takes back memory that is free for some seconds. With the allocator settings that both sides have TRL
-keeps its own, ours gives it back after each step: after each of TRL's steps ours makes one that is not measured. Times
-are medians of whole steps, rollout to new weights, in wall and in CPU seconds.
+idle while the other works. A virtual machine takes back memory that is free for some seconds. With the allocator
+settings that both sides have TRL keeps its own, ours gives it back after each step: after each of TRL's steps ours
+makes one that is not measured. Times are medians of whole steps, rollout to new weights, in wall and in CPU seconds.
 
     short        4 prompts of ~60 tokens x 8 replies of up to 64, LoRA r=16, natural lengths; reward: the right number.
                  Groups of equal rewards have zero advantage: ours leave them out of the update, TRL does not.
