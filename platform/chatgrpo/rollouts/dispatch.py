@@ -12,6 +12,9 @@ it was long: it is waited for, which keeps long episodes in the data. At stalene
 
     played with weights 0: a b c d (b, c still run)     step 0 takes a, d      step 1 must take b, c: it waits for them
 
+*Pacing.* Steps whose groups begin together end together: the learner then has two updates to make, and nothing after
+them, while the workers all compute or all wait. So groups beyond those of the next step begin apart, `spacing_s` after
+the ones before.
 *Dropping.* What is too old all the same is played again. With dynamic sampling, groups of equal rewards make room for
 new ones, for a bounded number of places a step; beyond that they take up places themselves.
 """
@@ -20,6 +23,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
+
+_SHARE: Final = 0.8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,13 +69,15 @@ class Held:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """`step`: the next one to train. `num_set_aside`: for it, so far. Numbers order groups by when they were drawn."""
+    """`step`: the next one to train. `num_set_aside`: for it, so far. Numbers order groups by when they were drawn.
+    `may_play_ahead`: whether it is time for groups beyond those of the next step."""
 
     step: int
     seats: Sequence[Seat]
     flights: Sequence[Flight]
     held: Sequence[Held]
     num_set_aside: int = 0
+    may_play_ahead: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +113,7 @@ def _send(facts: Facts, rules: Rules, *, num_live: int) -> tuple[str, ...]:
         open_seats = [
             seat
             for seat in facts.seats
-            if load[seat.worker] < seat.capacity and num_live + len(sent) < _room(facts.step, rules, seat.version)
+            if load[seat.worker] < seat.capacity and num_live + len(sent) < _room(facts, rules, seat.version)
         ]
         if not open_seats:
             return tuple(sent)
@@ -114,10 +122,24 @@ def _send(facts: Facts, rules: Rules, *, num_live: int) -> tuple[str, ...]:
         sent.append(seat.worker)
 
 
-def _room(step: int, rules: Rules, version: int) -> int:
+def _room(facts: Facts, rules: Rules, version: int) -> int:
     """How many groups may be live, of those that weights `version` may still be used for."""
-    steps = min(version + rules.max_staleness + 1, rules.total_steps) - step
+    steps = min(version + rules.max_staleness + 1, rules.total_steps) - facts.step
+    if not facts.may_play_ahead:
+        steps = min(steps, 1)
     return max(0, steps) * rules.wanted
+
+
+def spacing_s(served_at: Sequence[float], num_groups: int, rules: Rules) -> float:
+    """Seconds to let pass after `num_groups` groups began, by when the last steps got theirs: four fifths of what the
+    workers have for so many, so that it holds nobody up for long. Two steps are looked at together, as they may come in
+    pairs, and the fastest of the last few, as there may be evaluations between others. 0 before three steps.
+
+    >>> spacing_s([0.0, 1.0, 4.0, 5.0, 60.0], 2, Rules(wanted=2, max_staleness=1, total_steps=9))
+    1.6
+    """
+    periods = [(late - early) / 2 for early, late in zip(served_at, served_at[2:], strict=False)]
+    return _SHARE * min(periods, default=0.0) * num_groups / rules.wanted
 
 
 def _take(facts: Facts, rules: Rules, held: Sequence[Held]) -> tuple[int, ...] | None:

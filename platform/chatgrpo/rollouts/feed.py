@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -114,6 +115,8 @@ class Feed:
         self._weights: Weights | None = None
         self._step = 0
         self._num_set_aside = 0
+        self._served_at: deque[float] = deque(maxlen=5)
+        self._ahead_from = self._clock.monotonic()
         self._asked: Future[Served] | None = None
         self._served = Served()
         self._broken: BaseException | None = None
@@ -170,7 +173,7 @@ class Feed:
     def _run(self) -> None:
         while not self._closed:
             try:
-                act = self._inbox.get(timeout=_LOOK_S)
+                act = self._inbox.get(timeout=self._patience_s())
             except Empty:
                 act = self._look
             try:
@@ -182,6 +185,10 @@ class Feed:
             if self._broken is not None and self._asked is not None:
                 self._asked.set_exception(self._broken)
                 self._asked = None
+
+    def _patience_s(self) -> float:
+        until_ahead = self._ahead_from - self._clock.monotonic()
+        return min(_LOOK_S, until_ahead) if until_ahead > 0 else _LOOK_S
 
     def _carry_out(self) -> None:
         decision = dispatch.decide(self._facts(), self._rules)
@@ -199,6 +206,9 @@ class Feed:
         orders: dict[str, list[Order]] = {}
         for name in decision.send:
             orders.setdefault(name, []).append(self._waiting.pop(0) if self._waiting else self._draw())
+        if decision.send:
+            pause_s = dispatch.spacing_s(list(self._served_at), len(decision.send), self._rules)
+            self._ahead_from = self._clock.monotonic() + pause_s
         for name, batch in orders.items():
             seat = names[name]
             seat.orders.update({order.group_id: _Flight(order, seat.version) for order in batch})
@@ -210,6 +220,7 @@ class Feed:
         assert self._asked is not None
         now, served, asked = self._clock.monotonic(), self._served, self._asked
         replaces = self._rules.max_set_aside > 0
+        self._served_at.append(now)
         served.groups = [h.group for h in taken if h.group is not None and (h.teaches or not replaces)]
         served.queue_wait_s = sum(now - h.since for h in taken)
         served.num_workers = sum(seat.is_up for seat in self._seats.values())
@@ -234,6 +245,7 @@ class Feed:
             ],
             held=[Held(number=h.order.number, version=h.version, teaches=h.teaches) for h in self._held.values()],
             num_set_aside=self._num_set_aside,
+            may_play_ahead=self._clock.monotonic() >= self._ahead_from,
         )
 
     # What it hears

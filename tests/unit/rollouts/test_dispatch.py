@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from chatgrpo.rollouts.dispatch import Decision, Facts, Flight, Held, Rules, Seat, decide
+from chatgrpo.rollouts.dispatch import Decision, Facts, Flight, Held, Rules, Seat, decide, spacing_s
 
 
 def seat(worker: str = "a", *, version: int = 0, num_groups: int = 0, capacity: int = 8) -> Seat:
@@ -24,6 +24,7 @@ def asked(
     useless: tuple[int, ...] = (),
     max_set_aside: int = 0,
     num_set_aside: int = 0,
+    may_play_ahead: bool = True,
 ) -> Decision:
     """`flights` and `held` as (number, version)."""
     facts = Facts(
@@ -32,6 +33,7 @@ def asked(
         flights=[Flight(number=n, version=v) for n, v in flights],
         held=[Held(number=n, version=v, teaches=n not in useless) for n, v in held],
         num_set_aside=num_set_aside,
+        may_play_ahead=may_play_ahead,
     )
     return decide(facts, Rules(wanted=wanted, max_staleness=k, total_steps=10, max_set_aside=max_set_aside))
 
@@ -49,6 +51,16 @@ def test_groups_go_where_most_is_free_and_only_as_far_ahead_as_may_be() -> None:
     assert asked(step=3, k=1, seats=(seat("a", version=1), seat("b", version=3))).send == ("b",) * 4
     # No step comes after the tenth.
     assert asked(step=9, k=1, seats=(seat(version=9),)).send == ("a", "a")
+
+
+def test_groups_of_the_next_step_begin_at_once_and_those_beyond_it_when_it_is_time() -> None:
+    assert asked(seats=(seat(),), may_play_ahead=False).send == ("a", "a")
+    assert asked(seats=(seat(),), flights=((0, 0),), held=((1, 0),), may_play_ahead=False).send == ()
+    assert asked(seats=(seat(),), flights=((0, 0),), held=((1, 0),)).send == ("a", "a")
+    rules = Rules(wanted=2, max_staleness=1, total_steps=10)
+    assert spacing_s([], 2, rules) == spacing_s([1.0, 5.0], 2, rules) == 0
+    assert spacing_s([0.0, 1.0, 5.0, 6.0], 2, rules) == pytest.approx(2.0)
+    assert spacing_s([0.0, 1.0, 5.0, 6.0], 1, rules) == pytest.approx(1.0)
 
 
 def test_a_step_takes_what_is_due_first_and_waits_for_what_would_be_too_old() -> None:
@@ -103,6 +115,7 @@ def _simulate(rng: random.Random, *, k: int, wanted: int, steps: int) -> list[in
             seats=seats,
             flights=[Flight(number=n, version=v) for n, (_, v) in flights.items()],
             held=[Held(number=n, version=v) for n, v in held.items()],
+            may_play_ahead=rng.random() < 0.5,
         )
         decision = decide(facts, rules)
         assert decision.stale == ()
