@@ -13,27 +13,21 @@ from chatgrpo.config import PlatformConfig
 from chatgrpo.embedded import free_port, running_platform
 from chatgrpo.errors import Conflict, NotFound
 from chatgrpo.training.export import export_merged
+from tests.toy import TOY
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
-TOY: dict[str, Any] = {
+CONFIG: dict[str, Any] = TOY | {
     "experiment_name": "toy tool",
-    "model": "tiny",
     # The head as well: that of a random model says nothing yet.
     "lora": {
         "r": 32,
         "alpha": 64,
         "target_modules": [f"{p}_proj" for p in ("q", "k", "v", "o", "gate", "up", "down")] + ["lm_head"],
     },
-    "environment": {"type": "plugin", "name": "toy_tool"},
-    "rewards": [{"type": "environment"}],
     "prompts_per_step": 8,
     "num_generations": 32,
     "rollout_batch_size": 256,
-    "max_prompt_length": 32,
-    "max_completion_length": 8,
-    "max_episode_length": 64,
-    "learning_rate": 1e-3,
     "max_steps": 40,
     "num_eval_prompts": 20,
     "resources": {"threads_per_worker": 2},
@@ -57,7 +51,7 @@ def test_a_tool_is_learnt_over_http_and_then_chatted_with(tmp_path: Path, models
 
 
 def _learn(client: Client) -> str:
-    job_id = client.train(TOY)["job_id"]
+    job_id = client.train(CONFIG)["job_id"]
     with pytest.raises((Conflict, NotFound)):
         client.chat("ab", model=job_id)
     view = client.wait(job_id)

@@ -15,13 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from chatgrpo.inference.huge_pages import huge
-from chatgrpo.inference.llama_weights import LlamaWeights
 from chatgrpo.inference.native import kernels
+
+if TYPE_CHECKING:
+    from chatgrpo.inference.llama_weights import LlamaWeights
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,15 +87,6 @@ class Recorder:
         """Output of the last layer, before the last norm."""
         _put(x, self.memory.x[-1, self.tokens])
 
-    def take(self, activations: tuple[Tensor, ...], rows: Tensor | slice = slice(None)) -> None:
-        """These rows of all layers at once, as `views`; there may be more layers than it has."""
-        for held, given in zip(self.views(), activations, strict=True):
-            there = given[: held.shape[0]]
-            if isinstance(rows, Tensor) and kernels.suit(there):
-                kernels.take_rows(there, rows, held)
-            else:
-                held.copy_(there[:, rows])
-
 
 def _put(value: Tensor, held: Tensor) -> None:
     """Unless it was computed there."""
@@ -119,9 +113,11 @@ class SplitRecorder:
             recorder.last(x[rows])
 
     def take(self, activations: tuple[Tensor, ...]) -> None:
-        """All layers at once: x, qkv, middle and gate_up, layers x tokens x width."""
+        """From a decode kernel, all layers at once: x, qkv, middle and gate_up, layers x tokens x width. There may be
+        more layers than a tape has."""
         for recorder, rows in self.parts:
-            recorder.take(activations, rows)
+            for held, given in zip(recorder.views(), activations, strict=True):
+                kernels.take_rows(given[: held.shape[0]], rows, held)
 
     def views(self) -> None:
         """None: its rows are in several places; `take` brings them there."""
@@ -165,7 +161,7 @@ class ActivationTape:
     def __init__(self, weights: LlamaWeights, *, max_tokens: int) -> None:
         self._widths = _Widths.of(weights)
         self._like = weights.embedding
-        self._max_tokens = max_tokens
+        self.max_tokens = max_tokens
         self._memory: _Memory | None = None
         self._used = 0
         self._slots: dict[tuple[int, ...], list[int]] = {}
@@ -181,7 +177,7 @@ class ActivationTape:
 
     def record(self, num_tokens: int) -> tuple[Recorder, range] | None:
         """Slots for the tokens of one forward, or None when the budget is used up."""
-        if self._used + num_tokens > self._max_tokens:
+        if self._used + num_tokens > self.max_tokens:
             return None
         slots = range(self._used, self._used + num_tokens)
         self._used += num_tokens
@@ -217,5 +213,5 @@ class ActivationTape:
 
     def _held(self) -> _Memory:
         if self._memory is None:
-            self._memory = _Memory(self._max_tokens, self._widths, self._like)
+            self._memory = _Memory(self.max_tokens, self._widths, self._like)
         return self._memory

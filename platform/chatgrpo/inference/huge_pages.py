@@ -11,6 +11,7 @@ import ctypes
 import math
 import mmap
 import sys
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -60,16 +61,16 @@ def huge(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def lazy_zeros(*shape: int) -> Tensor:
-    """Zeros of float32 on the CPU that are written by whoever first touches their page, not twice. Their memory goes
-    back to the system with the tensor, whatever the allocator keeps."""
-    size = math.prod(shape) * 4
-    if _libc is None or size < _HUGE:
-        return torch.zeros(shape)
+def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """On the CPU a page of them is written by whoever first touches it, not twice, and the memory goes back to the
+    system with the tensor, whatever the allocator keeps."""
+    size = math.prod(shape) * dtype.itemsize
+    if _libc is None or size < _HUGE or device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
     memory = mmap.mmap(-1, size)
     with contextlib.suppress(OSError):  # as in `huge`
         memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.float32).view(shape)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
 _libc = ctypes.CDLL(None) if sys.platform.startswith("linux") and hasattr(mmap, "MADV_HUGEPAGE") else None

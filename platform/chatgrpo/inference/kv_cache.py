@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from chatgrpo.inference.cache_size import rounded
-from chatgrpo.inference.huge_pages import lazy_zeros
+from chatgrpo.inference.huge_pages import zeros
 from chatgrpo.inference.native.prefill import PrefillKernel
 
 
@@ -100,9 +100,7 @@ class KVCache:
     def _empty(self, num_heads: int, head_dim: int) -> Tensor:
         # Zeros, not garbage: a masked key still meets a weight of 0, and 0 * NaN is NaN.
         shape = (self.num_layers, self.num_rows, num_heads, self.max_length, head_dim)
-        if self._dtype == torch.float32 and self._device.type == "cpu":
-            return lazy_zeros(*shape)
-        return torch.zeros(shape, dtype=self._dtype, device=self._device)
+        return zeros(shape, self._dtype, self._device)
 
     def _grown(self, old: Tensor) -> Tensor:
         new = self._empty(old.shape[2], old.shape[4])

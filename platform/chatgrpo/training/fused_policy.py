@@ -70,15 +70,14 @@ class Scratch:
 
     def __init__(self) -> None:
         self._tape: ActivationTape | None = None
-        self._size = 0
         self._last: Callable[[], Recording | None] = lambda: None
 
     def record(self, weights: LlamaWeights, batch: MicroBatch) -> Recording:
         """A forward. While what it leaves is held by someone, the next one takes other memory."""
         device = weights.embedding.device
         num_tokens = batch.input_ids_T.numel()
-        if self._tape is None or self._size < num_tokens or self._last() is not None:
-            self._tape, self._size = ActivationTape(weights, max_tokens=num_tokens), num_tokens
+        if self._tape is None or self._tape.max_tokens < num_tokens or self._last() is not None:
+            self._tape = ActivationTape(weights, max_tokens=num_tokens)
         self._tape.clear()
         recorded = self._tape.record(num_tokens)
         assert recorded is not None

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from chatgrpo.inference.activation_tape import Recorder, SplitRecorder
 from chatgrpo.inference.native import kernels
 from chatgrpo.inference.native.kernels import CLinear, Panels, pointer
 from chatgrpo.inference.native.prefixes import DescribedPrefix
 
 if TYPE_CHECKING:
-    from chatgrpo.inference.activation_tape import Recorder, SplitRecorder
     from chatgrpo.inference.kv_cache import DecodeLayout, Prefix
     from chatgrpo.inference.llama_weights import Fused, LlamaWeights
 
@@ -130,7 +130,7 @@ class DecodeKernel:
             )
         )
         del held
-        if record is not None and views is None:
+        if isinstance(record, SplitRecorder):
             record.take(activations)
         return hidden_NE
 

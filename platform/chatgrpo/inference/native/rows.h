@@ -7,15 +7,7 @@
 namespace {
 
 float inverse_rms(const float* x, int64_t width, float eps) {
-  vec squares = {};
-  int64_t i = 0;
-  for (; i + VW <= width; i += VW) {
-    const vec v = load(x + i);
-    squares += v * v;
-  }
-  float total = sum(squares);
-  for (; i < width; ++i) total += x[i] * x[i];
-  return 1.0f / std::sqrt(total / width + eps);
+  return 1.0f / std::sqrt(dot(x, x, width) / width + eps);
 }
 
 void norm_row(const float* x, const float* weight, int64_t width, float eps, float* y) {
